@@ -46,7 +46,8 @@ def assets() -> Path:
 # %% ../nbs/00_core.ipynb #b0a68f7a
 @contextlib.contextmanager
 def whole_file(path,        # final name of the file; missing folders are made
-               mode='w'     # 'w' or 'wb'
+               mode='w',    # 'w' or 'wb'
+               sync=True    # flush to the disk; without, a power cut (not a killed process) can lose the file
               ):
     "Open a temporary neighbour of `path` for writing; rename it to `path` if the block ends well, remove it otherwise."
     path = Path(path)
@@ -55,7 +56,8 @@ def whole_file(path,        # final name of the file; missing folders are made
     try:
         with os.fdopen(handle, mode) as f:
             yield f
-            f.flush(); os.fsync(f.fileno())
+            f.flush()
+            if sync: os.fsync(f.fileno())
         os.chmod(part, 0o666 & ~_umask())
         os.replace(part, path)
     except BaseException:
@@ -77,7 +79,7 @@ def read_json(path, what='file'):
     path = Path(path)
     if not path.is_file(): raise RRNError(f"{what} {path} is missing.")
     try: return json.loads(path.read_text(encoding='utf-8'))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         raise RRNError(f"{what} {path} is not valid JSON ({e}); fetch or write it again.") from e
 
 # %% ../nbs/00_core.ipynb #6cf55f49
