@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST_ONE', 'AT_LEAST_ZERO', 'RELEASED', 'PRESETS', 'Config', 'as_type', 'check_config', 'preset',
-           'upsample_logits', 'Head', 'RRN']
+           'Head', 'RRN']
 
 # %% ../nbs/12_model.ipynb #639dca04
 from dataclasses import asdict, dataclass, fields, replace
 import torch
-import torch.nn.functional as F
 from torch import nn
 from .backbone import build_backbone, freeze
 from .core import RRNError, one_of
 from .fusion import Fusion, SentenceEncoder
-from .image import bilinear_tf
+from .loss import bilinear
 from .refine import ACTIVATIONS, Refinement, UPDATES, parse_pyramid
 
 # %% ../nbs/12_model.ipynb #1da02ed5
@@ -120,12 +119,7 @@ def preset(name:str,      # a key of `PRESETS`
     for key in overrides: one_of('parameter', key, sorted(known))
     return Config(**PRESETS[one_of('preset', name, PRESETS)] | {k: v for k, v in overrides.items() if v is not None})
 
-# %% ../nbs/12_model.ipynb #c5d22789
-def upsample_logits(logits, size, mapping='half_pixel'):
-    "Logits (S, 1, h, w) resized bilinearly to `size`."
-    if mapping == 'tf': return bilinear_tf(logits, size)
-    return F.interpolate(logits.float(), tuple(size), mode='bilinear', align_corners=False)
-
+# %% ../nbs/12_model.ipynb #771339bc
 class Head(nn.Module):
     "The recurrent refinement network on top of a CNN's feature maps (section 3.2)."
     def __init__(self,
@@ -156,7 +150,7 @@ class Head(nn.Module):
         "Logits (S, 1, h, w), or (S, 1, H, W) with `size`."
         q = self.localise(features, words, image_of)
         logits = self.score(self.refine(q, features, image_of))           # (S, 1, h, w)
-        return logits if size is None else upsample_logits(logits, size, self.config.mapping)
+        return logits if size is None else bilinear(logits.float(), size, self.config.mapping)
 
     def states(self, features, words, image_of=None):
         "Hidden states h_0..h_T (S, D_Q, h, w) of every step, for pictures such as the paper's Figure 4."
