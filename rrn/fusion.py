@@ -58,6 +58,7 @@ class Fusion(nn.Module):
         self.project = nn.Conv2d(C5, D_I, 1)
         self.fuse = nn.Conv2d(D_I + D_S + 8, D_Q, 1)
         self.widths = D_I, D_S, 8
+        nn.init.normal_(self.fuse.weight, std=(2 / 4.5)**.5)          # inputs have a squared length of 1 + 1 + about 2.5
 
     def image_part(self, C5):                                                 # (B, C5, h, w)
         "What q takes from the image and the coordinates, bias included: (B, D_Q, h, w). Computed once per image."

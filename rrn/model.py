@@ -96,8 +96,8 @@ def check_config(c):
     parse_pyramid(c.pyramid)
     for stage in filter(None, c.finetune.split(',')): one_of('finetune', stage, ['conv3', 'conv4', 'conv5'])
 
-# %% ../nbs/12_model.ipynb #a0862fdf
-_batched = dict(images_per_batch=4, sentences_per_image=8)
+# %% ../nbs/12_model.ipynb #6581d251
+_batched = dict(images_per_batch=4, sentences_per_image=8, clip=1., warmup=100, word_forget_bias=1., upsample='logits')
 RELEASED = dict(tokenizer='released', protocol='released', word_forget_bias=1., update='released_lstm', start='zero', upsample='logits',
                 reduction='sum', mapping='tf', lr_end=1e-5, decay_iterations=800_000, adam='tensorflow', decay='l2', bias_grad_scale=2.)
 PRESETS = {
@@ -105,11 +105,10 @@ PRESETS = {
     'released': RELEASED,
     'dlstm': dict(pyramid='', score_kernel=1, resolution='feature'),
     'dlstm-ours': dict(pyramid=''),
-    'fast': dict(_batched, word_forget_bias=1., upsample='logits', lr=1e-3, warmup=500, clip=1., iterations=22_000, precision='bf16'),
-    'mini': dict(_batched, backbone='mobilenetv2_100', image_size=256, embed_dim=128, D_I=160, D_S=192, D_Q=128, lr=1e-3, warmup=100, clip=1.,
-                 word_forget_bias=1., upsample='logits', iterations=1200),
-    'small': dict(_batched, backbone='small', weights='embedded', image_size=96, embed_dim=48, D_I=64, D_S=96, D_Q=48, lr=3e-3, warmup=100,
-                  clip=1., kernel=3, word_forget_bias=1., upsample='logits', iterations=4000, dataset='shapes-unc')}
+    'fast': dict(_batched, lr=1e-3, iterations=22_000, precision='bf16'),
+    'mini': dict(_batched, backbone='mobilenetv2_100', image_size=256, embed_dim=128, D_I=160, D_S=192, D_Q=128, lr=1e-3, iterations=1200),
+    'small': dict(_batched, sentences_per_image=0, backbone='small', weights='embedded', image_size=128, embed_dim=48, D_I=64, D_S=96, D_Q=64,
+                  lr=2e-3, iterations=3500, dataset='shapes-unc')}
 
 def preset(name:str,      # a key of `PRESETS`
            **overrides    # fields to set otherwise; None means: as the preset has it

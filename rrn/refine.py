@@ -249,6 +249,7 @@ class Refinement(nn.Module):
         F_ = UPDATES[one_of('update', update, UPDATES)]
         for m in self.pyramid: one_of(f'pyramid level for this backbone', m, channels)
         self.laterals = nn.ModuleList(nn.Conv2d(channels[m], D_Q, 1) for m in self.pyramid)
+        for lateral in self.laterals: nn.init.kaiming_normal_(lateral.weight)      # a ReLU follows
         steps = len(self.pyramid) + (start == 'zero')
         self.updates = nn.ModuleList(F_(D_Q, **how) for _ in range(1 if F_.shared else steps))
         self.steps = steps

@@ -46,16 +46,16 @@ def heart(n=28):
     x, y = 16*np.sin(t)**3, -(13*np.cos(t) - 5*np.cos(2*t) - 2*np.cos(3*t) - np.cos(4*t))
     return np.stack([x, y - 2], 1) / 17
 
-# %% ../nbs/04_shapes.ipynb #ba679586
+# %% ../nbs/04_shapes.ipynb #7b9e0bdf
 CURVED = ['disc', 'ring', 'crescent', 'heart']
-ANGULAR = ['square', 'frame', 'triangle', 'star', 'cross', 'arrow', 'fork']
+ANGULAR = ['frame', 'triangle', 'star', 'cross', 'arrow', 'fork']
 CLASSES = CURVED + ANGULAR
 
 SQUARE = np.array([[-.8, -.8], [.8, -.8], [.8, .8], [-.8, .8]])
 OUTLINES = {
     'disc': arc(.9, 0, 1, 28), 'ring': arc(1, 0, 1, 32),
     'crescent': np.concatenate([arc(1, .14, .86, 22), arc(.78, .81, .19, 18, cx=.42)]),
-    'heart': heart(), 'square': SQUARE, 'frame': SQUARE * 1.1,
+    'heart': heart(), 'frame': SQUARE * 1.1,
     'triangle': np.array([[0, -1], [.95, .75], [-.95, .75]]), 'star': star(),
     'cross': np.array([[-.3, -1], [.3, -1], [.3, -.3], [1, -.3], [1, .3], [.3, .3],
                        [.3, 1], [-.3, 1], [-.3, .3], [-1, .3], [-1, -.3], [-.3, -.3]]),
@@ -66,7 +66,7 @@ HOLES = {'ring': arc(.58, 0, 1, 24), 'frame': SQUARE * .62}
 
 # %% ../nbs/04_shapes.ipynb #a3fd2937
 COLOURS = {'red': (205, 45, 40), 'green': (50, 150, 60), 'blue': (45, 80, 200), 'yellow': (235, 205, 50),
-           'purple': (135, 60, 160), 'orange': (235, 130, 35), 'white': (238, 238, 232), 'black': (38, 36, 40)}
+           'purple': (135, 60, 160), 'white': (238, 238, 232), 'black': (38, 36, 40)}
 TEXTURES = ['plain', 'striped', 'dotted']
 STUFF = {'sky': (150, 190, 228), 'grass': (120, 148, 92), 'sand': (208, 188, 148), 'water': (96, 140, 160)}
 
@@ -196,7 +196,7 @@ def _inside(thing, W, H):
 # %% ../nbs/04_shapes.ipynb #eb8612f5
 SIDES = {'left': (0, 1), 'right': (0, -1), 'top': (1, 1), 'bottom': (1, -1)}     # axis, sign: smallest coordinate * sign first
 RELATIONS = {'left of': 'left', 'right of': 'right', 'above': 'top', 'below': 'bottom'}
-SIDE_MARGIN, SIZE_RATIO, NEAR_RATIO = .09, 1.5, 1.6
+SIDE_MARGIN, SIZE_RATIO, NEAR_RATIO = .15, 1.5, 1.6
 
 @dataclass(frozen=True)
 class Phrase:
@@ -265,9 +265,9 @@ def referents(phrase:Phrase,   # what is said
     if not phrase.selector: return fitting
     return PICK[phrase.selector](fitting, phrase.value) if len(fitting) > 1 else []
 
-# %% ../nbs/04_shapes.ipynb #fb57c7a8
+# %% ../nbs/04_shapes.ipynb #97515245
 KINDS = ['unc', 'unc+', 'gref', 'referit']
-SELECTORS = {'unc': ['', 'side', 'side', 'side', 'nth', 'relation', 'near', 'size'], 'unc+': ['', '', 'size'],
+SELECTORS = {'unc': ['', '', '', 'side', 'side', 'side', 'side', 'side', 'side', 'nth', 'relation', 'near', 'size'], 'unc+': ['', '', 'size'],
              'gref': ['', 'side', 'relation', 'relation', 'near', 'size', 'nth'], 'referit': ['', 'side', 'side', 'relation', 'size']}
 
 def anchors(thing, things):
