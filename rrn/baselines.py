@@ -57,7 +57,7 @@ def _read(self, z, words_z, lengths):          # (S, 4M, h, w), (S, T, 4M), (S,)
     "h after the last word of every sentence: (S, M, h, w); zeros where nothing was said."
     order = lengths.argsort(descending=True, stable=True)
     z, words_z, lengths = z[order], words_z[order, :, :, None, None], lengths[order].tolist()
-    h = c = z.new_zeros(len(z), self.widths[-1], *z.shape[-2:])
+    h = c = z.new_zeros(len(z), self.widths[-1], *z.shape[-2:], dtype=torch.promote_types(z.dtype, torch.float32))
     for t in range(lengths[0]):
         n = sum(length > t for length in lengths)                                # still reading
         h_n, c_n = self.step(z[:n] + words_z[:n, t], h[:n], c[:n])
@@ -84,19 +84,19 @@ class RMIHead(nn.Module):
         c, self.config = config, config
         self.encoder = SentenceEncoder(vocabulary_size, c.embed_dim, c.D_S, c.word_forget_bias)
         self.project = nn.Conv2d(channels['C5'], c.D_I, 1)
-        self.multimodal = MultimodalLSTM(c.D_I, c.embed_dim, c.D_S, c.D_Q)
+        self.alstm = MultimodalLSTM(c.D_I, c.embed_dim, c.D_S, c.D_Q)
         self.score = nn.Conv2d(c.D_Q, 1, c.score_kernel, padding=c.score_kernel // 2)
 
     def read(self, features, words, image_of=None):
         "The second LSTM's state (S, D_Q, h, w) after the last word; arguments as of `forward`."
-        image = self.multimodal.image_part(l2_normalise(self.project(features['C5'])))       # (B, 4 D_Q, h, w)
+        image = self.alstm.image_part(l2_normalise(self.project(features['C5'])))       # (B, 4 D_Q, h, w)
         if image_of is not None: image = image[image_of]
         if len(image) != len(words):
             raise RRNError(f"{len(words)} sentences about {len(image)} images: give image_of (one index a sentence).")
         words, lengths = words_first(torch.zeros_like(words) if self.config.blind else words)
         e = self.encoder.embedding(words[:, :max(int(lengths.max()), 1)])                    # (S, T, embed_dim)
         s, _ = self.encoder.lstm(e)                                                          # (S, T, D_S)
-        return self.multimodal.read(image, self.multimodal.word_part(e, l2_normalise(s, 2)), lengths)
+        return self.alstm.read(image, self.alstm.word_part(e, l2_normalise(s, 2)), lengths)
 
     def forward(self,
                 features,       # {'C5': (B, C, h, w)}; other maps are not looked at

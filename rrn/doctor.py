@@ -55,7 +55,8 @@ def refer_place(dataset:str, root:Path):
     if dataset in REFER_SETS: return REFER_SETS[dataset][:2]
     if dataset == 'own':
         record = read_json(root/'convert.json', 'record of rrn.convert')
-        return str(record.get('name')), str(record.get('by'))
+        place = (record.get('name'), record.get('by')) if isinstance(record, dict) else record
+        return one_of('(name, by) in convert.json', place, itertools.product(('refcoco', 'refcoco+', 'refcocog'), ('unc', 'google', 'umd')))
     return REFER_FILES.get(dataset.removeprefix('shapes-')) if dataset.startswith('shapes-') else None
 
 def present(paths, root:Path, findings:Findings) -> bool:

@@ -7,9 +7,9 @@ __all__ = ['BLOCK', 'NETWORK', 'PROGRESS', 'DAMAGE', 'REFER_HOST', 'REFER_TERMS'
            'VOCABULARIES', 'REFERIT_PICTURES', 'SOURCES', 'DATASETS', 'Refused', 'Broken', 'Stale', 'web_address',
            'Redirects', 'make_opener', 'version_mark', 'Part', 'Terms', 'declared_length', 'judge_rest', 'judge',
            'blocks_of', 'store', 'open_url', 'attempt', 'room', 'sha256_of', 'inspect', 'record_of', 'recorded',
-           'finish', 'from_mirror', 'existing', 'fetch', 'member_path', 'zip_kind', 'tar_kind', 'Counted', 'members_of',
-           'is_archive', 'Budget', 'pour_out', 'unpack', 'Source', 'refer_source', 'referit_source', 'install',
-           'download', 'main']
+           'finish', 'from_mirror', 'existing', 'from_mirrors', 'fetch', 'member_path', 'zip_kind', 'tar_kind',
+           'Counted', 'members_of', 'is_archive', 'Budget', 'pour_out', 'unpack', 'Source', 'refer_source',
+           'referit_source', 'install', 'download', 'main']
 
 # %% ../nbs/22_download.ipynb #68149f7e
 import argparse, contextlib, gzip, hashlib, http.client, os, re, shutil, stat, sys, tarfile, tempfile, time, unicodedata
@@ -248,6 +248,16 @@ def existing(path, terms:Terms) -> str:
     if fault: raise RRNError(f"{path} is there, but it {fault}. Move it away, then fetch it again.")
     return digest
 
+def from_mirrors(urls, path, terms:Terms) -> str:
+    "Try the mirrors in order; `RRNError` with the reasons of all if none of them gives the file."
+    reasons, part = [], Part(path)
+    with locked(part.folder):
+        for url in urls:
+            try: return from_mirror(url, part, path, terms)
+            except Refused as e: reasons.append(f"{url} {e}")
+    if not part.size: shutil.rmtree(part.folder)
+    raise RRNError(f"{path.name} could not be fetched:" + ''.join(f"\n  {r}." for r in reasons) + "\nSee data/README.md for what to do by hand.")
+
 # %% ../nbs/22_download.ipynb #21a07fd7
 def fetch(urls,               # one address, or mirrors in the order in which to try them
           path,               # where the file shall be
@@ -257,15 +267,8 @@ def fetch(urls,               # one address, or mirrors in the order in which to
          ) -> str:            # SHA-256 of the file
     "Fetch a file from the first mirror that has it, whole and checked or not at all; resumes. `RRNError` says why each mirror failed."
     path, terms = Path(path), Terms(sha256 or '', size, **terms)
-    if path.exists(): return existing(path, terms)
-    reasons, part = [], Part(path)
-    with locked(part.folder):
-        for url in ([urls] if isinstance(urls, str) else urls):
-            try: return from_mirror(url, part, path, terms)
-            except Refused as e: reasons.append(f"{url} {e}")
-            except OSError as e: raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another disk.") from e
-    if not part.size: shutil.rmtree(part.folder)
-    raise RRNError(f"{path.name} could not be fetched:" + ''.join(f"\n  {r}." for r in reasons) + "\nSee data/README.md for what to do by hand.")
+    try: return existing(path, terms) if path.exists() else from_mirrors([urls] if isinstance(urls, str) else urls, path, terms)
+    except OSError as e: raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another place.") from e
 
 # %% ../nbs/22_download.ipynb #1bd3b766
 def member_path(name:str) -> PurePosixPath:

@@ -21,6 +21,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 from scipy.io import savemat
@@ -423,10 +424,12 @@ def ref_entries(records, kind):
 REFER_FILES = {'unc': ('refcoco', 'unc'), 'unc+': ('refcoco+', 'unc'), 'gref': ('refcocog', 'umd')}
 
 def in_workers(function, tasks, what, workers=None):
-    "`function` over `tasks` in worker processes, in order, with a progress bar."
+    "`function` over `tasks`, in order, with a progress bar; in worker processes unless `workers` is 1."
     workers = workers or min(8, os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers) as pool:
-        return list(tqdm(pool.map(function, tasks, chunksize=16), total=len(tasks), desc=what, mininterval=1))
+    bar = partial(tqdm, total=len(tasks), desc=what, mininterval=1, ncols=90)
+    if workers == 1: return list(bar(map(function, tasks)))
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(bar(pool.map(function, tasks, chunksize=16)))
 
 def write_refer(root, seed=SET_SEED, sizes=SPLITS, workers=None):
     "Write the three REFER kinds (images, instances.json, refs) below `root`; the index files come last, so a killed run starts again."

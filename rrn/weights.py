@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CELL', 'PER_CHANNEL', 'CONVOLUTIONS', 'WORD_LSTM', 'OTHERS', 'SLOTS', 'BOOKKEEPING', 'CNN', 'CLASSIFIER', 'SCORES',
            'CRC', 'MAGIC', 'DTYPES', 'STRING', 'VALUES', 'NUMPY_CALLS', 'CAFFE_NORMS', 'PORT_LEAVES', 'variable_shapes',
-           'terms', 'shape_in', 'fits', 'proposals', 'solve', 'weights_only', 'find_system', 'Sorted', 'regate',
-           'forget_one', 'lstm_from_tf', 'lstm_to_tf', 'config_of', 'empty_head', 'conv_from_tf', 'from_tf',
+           'terms', 'shape_in', 'written', 'fits', 'proposals', 'solve', 'weights_only', 'find_system', 'Sorted',
+           'regate', 'forget_one', 'lstm_from_tf', 'lstm_to_tf', 'config_of', 'empty_head', 'conv_from_tf', 'from_tf',
            'load_head', 'system_of', 'head_to_tf', 'to_tf', 'ReleasedNetwork', 'network', 'crc32c', 'check_crc',
            'varint', 'take', 'message', 'first', 'unsnap', 'block', 'entries', 'table', 'signed', 'shape_of',
            'as_array', 'read_v2', 'tensor_values', 'slices_of', 'read_v1', 'assemble', 'DtypePart', 'ArrayPart',
@@ -65,6 +65,10 @@ def shape_in(shape:str, sizes:dict) -> list:
     value = lambda letters, constant: constant + sum(f * sizes[x] for x, f in letters.items()) if all(x in sizes for x in letters) else None
     return [value(*terms(d)) for d in shape.split()]
 
+def written(shape:str, sizes:dict) -> str:
+    "A shape for a message: numbers, and letters where no size is known."
+    return '[' + ', '.join(d if n is None else str(n) for d, n in zip(shape.split(), shape_in(shape, sizes))) + ']'
+
 def fits(shape:str, found, sizes:dict) -> bool:
     "Whether the shape `found` is `shape` with these sizes; an unknown size fits any number."
     expected = shape_in(shape, sizes)
@@ -79,7 +83,8 @@ def proposals(shapes, found):
         if len(dimensions) != len(found.get(name, ())): continue
         for (letters, constant), n in zip(map(terms, dimensions), found[name]):
             (letter, factor), *more = letters.items() or [('', 1)]
-            if letter and not more and n > constant and (n - constant) % factor == 0: votes.setdefault(letter, Counter())[(n - constant) // factor] += 1
+            value, rest = divmod(n - constant, factor)
+            if letter and not more and value > 0 and not rest: votes.setdefault(letter, Counter())[value] += 1
     return {x: [n for n, _ in c.most_common()] for x, c in votes.items()}
 
 def solve(shapes:dict,     # name -> shape in letters
@@ -93,8 +98,8 @@ def solve(shapes:dict,     # name -> shape in letters
         for x, v in votes.items(): sizes[x] = min(v, key=lambda n: wrong(sizes | {x: n}))
     return sizes
 
-# %% ../nbs/20_weights.ipynb #c94a927e
-SLOTS = re.compile(r'/(Adam|Adam_1|Momentum|RMSProp|RMSProp_1|ExponentialMovingAverage)$')
+# %% ../nbs/20_weights.ipynb #7cb46788
+SLOTS = re.compile(r'/(Adam|Momentum|RMSProp|Adagrad|ExponentialMovingAverage)(_\d+)?$')
 BOOKKEEPING = re.compile(r'(^|/)(global_step|beta[12]_power|lr|learning_rate|Variable)(_\d+)?$')
 CNN = re.compile(r'(?:^|/)((?:DeepLab|ResNet)/group_\d.*|(?:res|bn)[2-5][a-z]\d*_branch\w+/\w+|conv1/weights|bn_conv1/\w+)$')
 CLASSIFIER = re.compile(r'(?:^|/)((?:(?:DeepLab|ResNet)/)?fc1(?:_voc12|000).*)$')
@@ -106,12 +111,11 @@ def weights_only(variables):
 
 def find_system(names):
     "(system, scope) under which most of `names` are known; `RRNError` if none is."
-    hits = Counter()
-    for system in CONVOLUTIONS:
-        for known in variable_shapes(system):
-            for name in names:
-                if f'/{name}'.endswith(f'/{known}'): hits[system, name.removesuffix(known)] += 1
-    if not hits: raise RRNError(f"None of the {len(names)} variables belongs to RRN, RMI or D-LSTM ({_list(names, 5)}). A CNN alone is read by rrn.backbone.deeplab_resnet101_tf.")
+    own = [n for n in names if not CNN.search(n) and not CLASSIFIER.search(n)]
+    hits = Counter((system, n.removesuffix(known)) for system in CONVOLUTIONS for known in variable_shapes(system) for n in own
+                   if f'/{n}'.endswith(f'/{known}'))
+    if not hits: raise RRNError(f"None of the {len(names)} variables belongs to RRN, RMI or D-LSTM ({_list(names, 5)}). "
+                                "A CNN alone is read by rrn.backbone.deeplab_resnet101_tf.")
     return hits.most_common(1)[0][0]
 
 def _list(names, most=40):
@@ -132,7 +136,7 @@ class Sorted:
             if n.startswith(scope) and n.removeprefix(scope) in known: self.head[n.removeprefix(scope)] = v
             elif m := CLASSIFIER.search(n): self.scores |= {m[1]: v} if m[1] in SCORES else {}
             elif m := CNN.search(n): self.cnn[m[1]] = v
-            else: unknown.append(n)
+            elif v.ndim: unknown.append(n)                                   # a lone number is some counter
         self.shapes = self._without_projection(known)
         self.head |= self.scores
         found = {n: v.shape for n, v in self.head.items()}
@@ -151,7 +155,7 @@ class Sorted:
         "What is missing, unknown, misshapen or no finite number, as text; empty if nothing."
         full = lambda n: n if n in SCORES else scope + n
         wrong = {'missing': [full(n) for n in self.shapes if n not in found], 'unknown': unknown,
-                 'of another shape': [f"{full(n)} {list(found[n])} instead of {shape_in(s, self.sizes)}" for n, s in self.shapes.items()
+                 'of another shape': [f"{full(n)} {list(found[n])} instead of {written(s, self.sizes)}" for n, s in self.shapes.items()
                                       if n in found and not fits(s, found[n], self.sizes)],
                  'not numbers': [full(n) for n, v in self.head.items() if v.dtype.kind not in 'fiu' or not np.isfinite(v).all()]}
         return '; '.join(f"{what}: {_list(names)}" for what, names in wrong.items() if names)
@@ -182,7 +186,8 @@ def lstm_to_tf(lstm:nn.LSTM):
 # %% ../nbs/20_weights.ipynb #41448e6d
 def config_of(system, sizes):
     "The configuration of a released head with these sizes."
-    widths = dict(embed_dim=sizes['E'], D_S=sizes['D_S'], D_I=sizes.get('D_I', 1000), D_Q=sizes['D_Q'], score_kernel=sizes['s'], backbone='deeplab_resnet101_tf')
+    widths = dict(embed_dim=sizes['E'], D_S=sizes['D_S'], D_I=sizes.get('D_I', 1000), D_Q=sizes['D_Q'], score_kernel=sizes['s'],
+                  backbone='deeplab_resnet101_tf')
     if system == 'rrn': return preset('released', kernel=sizes['k'], image_size=8 * sizes['h'], **widths)
     return preset('released', pyramid='', update='fpn', start='q', resolution='feature', **widths)
 
@@ -219,10 +224,10 @@ def load_head(head, system, tensors):
         if f'{name}/DW' in tensors: conv_from_tf(head.get_submodule(path), tensors[f'{name}/DW'], tensors[f'{name}/biases'])
     with torch.no_grad(): head.encoder.embedding.weight.copy_(tensors['embedding'])
     lstm_from_tf(head.encoder.lstm, *(tensors[WORD_LSTM[system] + n] for n in ('kernel', 'bias')))
-    if system == 'rrn': head.refine.updates[0] = ReleasedConvLSTM.from_tf(tensors, head.config.kernel)
+    if system == 'rrn': head.refine.updates[0] = ReleasedConvLSTM.from_tf({n: t.numpy() for n, t in tensors.items()}, head.config.kernel)
     if system == 'rmi':
         with torch.no_grad():
-            head.multimodal.weight.copy_(tensors[f'RNN/ALSTM/{CELL}kernel'].T); head.multimodal.bias.copy_(tensors[f'RNN/ALSTM/{CELL}bias'])
+            head.alstm.weight.copy_(tensors[f'RNN/ALSTM/{CELL}kernel'].T); head.alstm.bias.copy_(tensors[f'RNN/ALSTM/{CELL}bias'])
 
 # %% ../nbs/20_weights.ipynb #423b7c6b
 def system_of(head) -> str:
@@ -230,8 +235,10 @@ def system_of(head) -> str:
     if isinstance(head, RMIHead): return 'rmi'
     refine = getattr(head, 'refine', None)
     if isinstance(head, Head) and not refine.pyramid and refine.start == 'q': return 'dlstm'
-    if isinstance(head, Head) and refine.pyramid == ('C5', 'C4', 'C3') and refine.start == 'zero' and isinstance(refine.updates[0], ReleasedConvLSTM): return 'rrn'
-    raise RRNError("This network has no counterpart in a released program. Those have preset='released' (RRN), 'dlstm' or 'dlstm-ours', or are RMI.")
+    released = isinstance(head, Head) and refine.pyramid == ('C5', 'C4', 'C3') and refine.start == 'zero'
+    if released and isinstance(refine.updates[0], ReleasedConvLSTM): return 'rrn'
+    raise RRNError("This network has no counterpart in a released program. Those have preset='released' (RRN), 'dlstm' or 'dlstm-ours', "
+                   "or are RMI.")
 
 def head_to_tf(head) -> dict:
     "Name -> tensor in TensorFlow's layout of a head's variables, without scope."
@@ -241,7 +248,7 @@ def head_to_tf(head) -> dict:
     for name, (path, _) in CONVOLUTIONS[system].items():
         conv = head.get_submodule(path)
         if isinstance(conv, nn.Conv2d): out |= {f'{name}/DW': conv.weight.permute(2, 3, 1, 0), f'{name}/biases': conv.bias}
-    if system == 'rmi': out |= {f'RNN/ALSTM/{CELL}kernel': head.multimodal.weight.T, f'RNN/ALSTM/{CELL}bias': head.multimodal.bias}
+    if system == 'rmi': out |= {f'RNN/ALSTM/{CELL}kernel': head.alstm.weight.T, f'RNN/ALSTM/{CELL}bias': head.alstm.bias}
     return out
 
 def to_tf(module      # what `from_tf` or `network` gave, or a network of the same form trained here
@@ -252,8 +259,9 @@ def to_tf(module      # what `from_tf` or `network` gave, or a network of the sa
     out = {scope + n: array(w) for n, w in head_to_tf(head).items()}
     if system_of(head) == 'rrn': out |= head.refine.updates[0].to_tf(f'{scope}rnn/')
     scores, backbone = getattr(head, 'fc1000', None), getattr(module, 'backbone', None)
-    if scores is not None: out |= {'ResNet/fc1000/DW': array(scores.weight.permute(2, 3, 1, 0)), 'ResNet/fc1000/biases': array(scores.bias)}
-    return out | (backbone_to_tf(backbone) if isinstance(backbone, DeepLabTF) else {})
+    if scores is not None: out |= dict(zip(SCORES, (array(scores.weight.permute(2, 3, 1, 0)), array(scores.bias))))
+    out |= backbone_to_tf(backbone) if isinstance(backbone, DeepLabTF) else {}
+    return {n: v.copy() for n, v in out.items()}                             # training on must not change what was given back
 
 # %% ../nbs/20_weights.ipynb #f6d0d089
 class ReleasedNetwork(RRN):
@@ -564,15 +572,16 @@ def read_npy(path) -> dict:
 
 def _leaves(layer, leaves):
     "(name, ArrayPart) of a layer; leaves of a normalisation get TensorFlow's names."
-    pairs = list(leaves.items() if isinstance(leaves, dict) else zip(('weights', 'biases'), leaves))
-    if not all(isinstance(part, ArrayPart) and isinstance(part.value, np.ndarray) for _, part in pairs): raise RRNError(f"layer {layer} holds something other than arrays")
+    pairs = list(leaves.items() if isinstance(leaves, dict) else zip(('weights', 'biases'), leaves, strict=len(leaves) > 2))
+    if not all(isinstance(part, ArrayPart) and isinstance(part.value, np.ndarray) for _, part in pairs):
+        raise RRNError(f"layer {layer} holds something other than arrays")
     rename = CAFFE_NORMS if any(leaf in ('mean', 'variance') for leaf, _ in pairs) else {}
     return [(rename.get(leaf, leaf), part) for leaf, part in pairs]
 
 # %% ../nbs/20_weights.ipynb #277aba1a
 def read_checkpoint(path   # V2: .index, .data-..., or what they share; V1: .ckpt, .tfmodel; .npy; .pth, .pt, .bin, .safetensors
                    ) -> dict:
-    "Name -> array of a weights file of TensorFlow, Caffe (converted), or PyTorch. Raises `RRNError` if it is missing, damaged or of another kind."
+    "Name -> array of a weights file of TensorFlow, Caffe (converted), or PyTorch. Raises `RRNError` if it is missing, damaged or unknown."
     path = Path(path)
     prefix = Path(re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', str(path)))
     if path.suffix in ('.pth', '.pt', '.bin', '.safetensors'): return {n: _array(w) for n, w in load_weights(path).items()}
@@ -605,7 +614,8 @@ def port_name(name:str):
 def from_port(state    # name -> array or tensor of a PyTorch port of DeepLab-v2
              ) -> DeepLabTF:
     "The CNN of a PyTorch port of DeepLab-v2. Raises `RRNError` for files of another network."
-    if not any('layer5.' in n for n in state): raise RRNError("This is no port of DeepLab-v2 (it has no layer5). For torchvision's files use build_backbone('resnet101', weights=file).")
+    if not any('layer5.' in n for n in state):
+        raise RRNError("This is no port of DeepLab-v2 (it has no layer5). For torchvision's files use build_backbone('resnet101', weights=file).")
     try: named = {port_name(n): np.asarray(w) for n, w in state.items() if port_name(n)}
     except (IndexError, KeyError): raise RRNError("The layers of this port are not those of a ResNet-101.") from None
     return deeplab_resnet101_tf({n: w.transpose(2, 3, 1, 0) if w.ndim == 4 else w for n, w in named.items()})

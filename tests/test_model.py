@@ -1,0 +1,63 @@
+"""The network at the paper's sizes, and what must not depend on how a batch is put together."""
+import pytest
+import torch
+from rrn.core import seed_everything
+from rrn.loss import segmentation_loss
+from rrn.model import RRN, preset
+from rrn.train import make_optimiser, update_step
+
+
+class PlainBatch:
+    "Two sentences about one random picture of the paper's size."
+    images = torch.randint(0, 256, (1, 3, 320, 320), dtype=torch.uint8)
+    words = torch.tensor([[0] * 17 + [4, 5, 6], [0] * 18 + [7, 8]])
+    image_of = torch.zeros(2, dtype=torch.long)
+    masks = torch.rand(2, 320, 320) < .2
+    samples = [None, None]
+
+    def to(self, device):
+        for name in ('images', 'words', 'image_of', 'masks'): setattr(self, name, getattr(self, name).to(device))
+        return self
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))])
+@pytest.mark.parametrize('name', ['paper', 'released'])
+def test_a_step_at_the_papers_sizes(name, device):
+    "ResNet-101, 320 x 320, D_I = D_S = 1000, D_Q = 500: forward, backward and update; only the head changes."
+    seed_everything(0)
+    model = RRN(preset(name), vocabulary_size=100).to(device)
+    batch = PlainBatch().to(device)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    loss, norm = update_step(model.train(), make_optimiser(model), batch, 0)
+    assert torch.isfinite(loss) and norm > 0
+    changed = {n for n, t in model.state_dict().items() if not t.equal(before[n])}
+    assert changed and all(n.startswith('head.') for n in changed)
+    assert model.head(model.features(batch.images), batch.words, batch.image_of).shape == (2, 1, 40, 40)
+
+
+def test_finetuning_changes_the_stages_asked_for():
+    seed_everything(0)
+    config = preset('small', weights='', finetune='conv4,conv5', image_size=64)
+    model = RRN(config, 30).train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    batch = PlainBatch(); batch.images, batch.masks = batch.images[..., :64, :64], batch.masks[:, :64, :64]
+    update_step(model, make_optimiser(model), batch, 50)
+    changed = {n.split('.')[1] for n, t in model.state_dict().items() if n.startswith('backbone.') and not t.equal(before[n])}
+    assert changed == {'conv4', 'conv5'}
+    assert not any('running' in n or 'bn' in n for n in model.state_dict() if not model.state_dict()[n].equal(before[n]))
+
+
+def test_batched_is_one_by_one():
+    "Loss and gradients of a batch of three sentences about two images are the means over the sentences alone."
+    seed_everything(1)
+    model = RRN(preset('small', weights='', image_size=64), 30)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    words, image_of, masks = torch.randint(1, 30, (3, 20)), torch.tensor([0, 1, 0]), torch.rand(3, 64, 64) < .3
+    words[1, :15] = 0
+    loss = segmentation_loss(model(images, words, image_of), masks, upsample='logits')
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    together = torch.autograd.grad(loss, parameters)
+    alone = [torch.autograd.grad(segmentation_loss(model(images[image_of[i]][None], words[i:i + 1]), masks[i:i + 1], upsample='logits'), parameters)
+             for i in range(3)]
+    for whole, *parts in zip(together, *alone):
+        torch.testing.assert_close(whole, sum(parts) / 3, atol=1e-5 * float(whole.abs().max()) + 1e-9, rtol=1e-4)

@@ -1,0 +1,28 @@
+"""What README says is true: its numbers are those of the records, its notebooks and files exist."""
+import re
+from pathlib import Path
+from rrn.report import read_records, replace_section, results_text
+
+REPO = Path(__file__).resolve().parents[1]
+TEXT = (REPO/'README.md').read_text()
+
+
+def test_results_are_those_of_the_records():
+    shown = re.findall(r'Run `([^`]+)`', TEXT)
+    assert shown, 'README shows the results of at least one run'
+    records = [r for r in read_records(REPO/'reports'/'runs') if r['run'] in shown]
+    assert TEXT == replace_section(TEXT, 'results', results_text(records)), 'run nbs/readme.ipynb'
+
+
+def test_named_files_exist():
+    for name in re.findall(r'`nbs/(\w+\.ipynb)`', TEXT): assert (REPO/'nbs'/name).exists(), name
+    for name in re.findall(r'\]\(([\w/.]+)\)', TEXT): assert (REPO/name).exists(), name
+    for names in re.findall(r'^\| .+ \| ((?:\d\d_\w+(?:, )?)+) \|$', TEXT, re.M):
+        for name in names.split(', '): assert (REPO/'nbs'/f'{name}.ipynb').exists(), name
+
+
+def test_no_paths_of_a_machine():
+    for path in [REPO/'README.md', *REPO.glob('nbs/*.ipynb'), *REPO.glob('reports/runs/*/*.*'), *REPO.glob('rrn/*.py')]:
+        if path.suffix in ('.ipynb', '.md', '.json', '.csv', '.py'):
+            text = path.read_text()
+            for place in ('/root/', '/work/', '/home/', 'site-packages'): assert place not in text, (path, place)
