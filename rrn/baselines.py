@@ -16,7 +16,7 @@ from .core import RRNError, one_of
 from .fusion import Fusion, SentenceEncoder, l2_normalise, words_first
 from .image import coordinates
 from .loss import bilinear
-from .model import Config, Head
+from .model import HEADS, Config, Head
 
 # %% ../nbs/14_baselines.ipynb #a640e9cf
 class MultimodalLSTM(nn.Module):
@@ -198,8 +198,9 @@ def weighed_loss(logits:torch.Tensor,     # (S, 1, H, W)
     pixels = F.binary_cross_entropy_with_logits(logits, y, y * foreground + (1 - y) * background, reduction='none')
     return pixels.mean() if one_of('reduction', reduction, ['mean', 'sum']) == 'mean' else pixels.sum() / len(pixels)
 
-# %% ../nbs/14_baselines.ipynb #a36a2e96
+# %% ../nbs/14_baselines.ipynb #f954c49f
 SYSTEMS = {'rrn': Head, 'rmi': RMIHead, 'lstm-cnn': LSTMCNNHead}
+HEADS.update(SYSTEMS)      # so that `Config(system='rmi')` builds it
 
 # %% ../nbs/14_baselines.ipynb #57a9e2b2
 VOC = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant

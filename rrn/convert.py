@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 from .core import RRNError, derived_rng, one_of, read_json, whole_file, write_json
-from .refer import IMAGE_FOLDER, CocoMask, Instances, ReferringDataset, by_split, checked_size, field, plain_name, read_instances, read_refer
+from .refer import IMAGE_FOLDER, CocoMask, Instances, ReferringDataset, by_split, checked_size, field, plain_name, read_refer
 from .referit import register_dataset
 from .text import split_words
 

@@ -22,7 +22,7 @@ from .core import RRNError, one_of, read_json, write_json
 from .data import read_image
 from .refer import EXPECTED, IMAGE_FOLDER, REFER_SETS, by_split, judge_split, read_instances, ref_samples, safe_load
 from .referit import READERS, read_table, region_samples
-from .shapes import KINDS, REFER_FILES, default_root
+from .shapes import REFER_FILES, default_root
 from .text import Vocabulary, split_words
 
 # %% ../nbs/23_doctor.ipynb #a70623b4

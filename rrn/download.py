@@ -11,8 +11,8 @@ __all__ = ['BLOCK', 'NETWORK', 'PROGRESS', 'DAMAGE', 'REFER_HOST', 'REFER_TERMS'
            'Counted', 'members_of', 'is_archive', 'Budget', 'pour_out', 'unpack', 'Source', 'refer_source',
            'referit_source', 'install', 'download', 'main']
 
-# %% ../nbs/22_download.ipynb #68149f7e
-import argparse, contextlib, gzip, hashlib, http.client, os, re, shutil, stat, sys, tarfile, tempfile, time, unicodedata
+# %% ../nbs/22_download.ipynb #feefdf87
+import argparse, gzip, hashlib, http.client, os, re, shutil, stat, sys, tarfile, tempfile, time, unicodedata
 import urllib.error, urllib.parse, urllib.request, zipfile, zlib
 from dataclasses import dataclass, field
 from functools import partial

@@ -31,7 +31,10 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, embed_dim)
         self.lstm = nn.LSTM(embed_dim, D_S, batch_first=True)
-        with torch.no_grad(): self.lstm.bias_hh_l0[D_S:2*D_S] += forget_bias
+        with torch.no_grad():                                   # PyTorch has two biases that add up; one is enough
+            self.lstm.bias_hh_l0.zero_()
+            self.lstm.bias_hh_l0[D_S:2*D_S] = forget_bias
+        self.lstm.bias_hh_l0.requires_grad_(False)
 
     def forward(self, words):           # (S, T) int64, left-padded with 0
         words, lengths = words_first(words)
@@ -75,6 +78,6 @@ class Fusion(nn.Module):
     def forward(self, C5, s, image_of=None):
         "q (S, D_Q, h, w) of sentences `s` (S, D_S) about images `C5` (B, C, h, w); sentence i is about image `image_of[i]`."
         image = self.image_part(C5)
-        if image_of is not None: image = image[image_of]
+        if image_of is not None: image = image.index_select(0, image_of)
         if len(image) != len(s): raise RRNError(f"{len(s)} sentences about {len(image)} images: give image_of (one index a sentence).")
         return F.relu(image + self.sentence_part(s))                          # (S, D_Q, h, w)

@@ -250,9 +250,8 @@ class Refinement(nn.Module):
         for m in self.pyramid: one_of(f'pyramid level for this backbone', m, channels)
         self.laterals = nn.ModuleList(nn.Conv2d(channels[m], D_Q, 1) for m in self.pyramid)
         for lateral in self.laterals: nn.init.kaiming_normal_(lateral.weight)      # a ReLU follows
-        steps = len(self.pyramid) + (start == 'zero')
-        self.updates = nn.ModuleList(F_(D_Q, **how) for _ in range(1 if F_.shared else steps))
-        self.steps = steps
+        steps = len(self.pyramid) + (start == 'zero') if self.pyramid else 0       # an empty pyramid: no refinement at all
+        self.updates = nn.ModuleList(F_(D_Q, **how) for _ in range(min(steps, 1) if F_.shared else steps))
 
     def update_at(self, t):
         "The update function of step `t`: the same for all, or the t-th where theta is not shared."
@@ -269,7 +268,8 @@ class Refinement(nn.Module):
                 keep=False      # also return the hidden states of every step
                ):
         "h_T (S, D_Q, h, w), and with `keep` the list [h_0, h_1, ..., h_T]."
-        pick = (lambda z: z) if image_of is None else (lambda z: z[image_of])
+        if not self.pyramid: return (q, [q]) if keep else q
+        pick = (lambda z: z) if image_of is None else (lambda z: z.index_select(0, image_of))
         xs = self.inputs(features, q.shape[-2:])
         first = self.start == 'zero'
         z = [pick(self.update_at(t + first).project(x)) for t, x in enumerate(xs)]

@@ -7,11 +7,12 @@ __all__ = ['CURVED', 'ANGULAR', 'CLASSES', 'SQUARE', 'OUTLINES', 'HOLES', 'COLOU
            'RELATIONS', 'SIDE_MARGIN', 'SIZE_RATIO', 'NEAR_RATIO', 'PICK', 'KINDS', 'SELECTORS', 'ORDINALS', 'SPLITS',
            'SET_SEED', 'VERSION', 'REFER_FILES', 'STUFF_WORDS', 'arc', 'star', 'heart', 'Thing', 'Scene',
            'draw_classes', 'draw_thing', 'placed', 'coverage', 'paint', 'background', 'shrink', 'compose',
-           'seen_pixels', 'draw_scene', 'Phrase', 'fits', 'coordinate', 'pick_size', 'pick_nth', 'pick_side', 'related',
-           'pick_related', 'pick_near', 'referents', 'anchors', 'values', 'phrases', 'noun', 'anchor_name',
-           'short_wordings', 'long_wordings', 'describe', 'targets', 'split_of', 'segmentation', 'image_name',
-           'save_jpeg', 'annotate', 'wanted', 'scene_records', 'ref_entries', 'in_workers', 'write_refer',
-           'referit_regions', 'referit_records', 'write_referit', 'default_root', 'ensure', 'open_shapes']
+           'seen_pixels', 'draw_scene', 'Phrase', 'fits', 'coordinate', 'pick_size', 'pick_nth', 'pick_side',
+           'along_side', 'related', 'pick_related', 'pick_near', 'referents', 'anchors', 'values', 'phrases', 'noun',
+           'anchor_name', 'short_wordings', 'long_wordings', 'describe', 'targets', 'split_of', 'segmentation',
+           'image_name', 'save_jpeg', 'annotate', 'family_of', 'wanted', 'scene_records', 'ref_entries', 'in_workers',
+           'write_refer', 'referit_regions', 'referit_records', 'write_referit', 'default_root', 'ensure',
+           'open_shapes']
 
 # %% ../nbs/04_shapes.ipynb #cf317622
 import json, math, os, pickle
@@ -92,12 +93,14 @@ class Scene:
     stuff: dict          # name -> (H, W) bool
     clear: tuple         # whether nothing hides the thing and it lies inside the image
 
-# %% ../nbs/04_shapes.ipynb #04bef3e1
-def draw_classes(rng, classes):
-    "The classes of a scene's things: 4 to 8 names, at least one of them 2 to 4 times."
-    main, second, *rest = map(str, rng.permutation(classes))
+# %% ../nbs/04_shapes.ipynb #6e1881df
+def draw_classes(rng, family):
+    "The classes of a scene's things: 4 to 8 names, one class of `family` 2 to 4 times, often another one 2 or 3 times."
+    order = [str(c) for c in rng.permutation(CLASSES)]
+    main, second = [c for c in order if c in family][:2]
+    loners = [c for c in order if c not in (main, second)]
     names = [main] * int(rng.integers(2, 5)) + [second] * int(rng.choice([0, 2, 3], p=[.25, .5, .25]))
-    return names + list(rest[:int(rng.integers(1, 3))])
+    return names + loners[:int(rng.integers(1, 3))]
 
 def draw_thing(rng, cls, W, H):
     "A thing of class `cls` anywhere inside a W x H image."
@@ -167,14 +170,14 @@ def seen_pixels(owner):
 
 def draw_scene(seed:int,        # of the data set
                index:int,       # of the scene
-               classes=CLASSES  # what things may be
+               family=CLASSES   # the classes that have rivals
               ) -> Scene:
     "The scene that `seed` and `index` determine."
     rng = derived_rng(seed, index)
     W, H = int(rng.integers(64, 89)) * 2, int(rng.integers(56, 81)) * 2
     image, stuff = background(rng, W, H)
     image = image.repeat(ZOOM, 0).repeat(ZOOM, 1)
-    things, owner, full = compose(rng, [draw_thing(rng, c, W, H) for c in draw_classes(rng, classes)], W, H)
+    things, owner, full = compose(rng, [draw_thing(rng, c, W, H) for c in draw_classes(rng, family)], W, H)
     for i, thing in enumerate(things):
         ys, xs = np.nonzero(owner == i)
         image[ys, xs] = paint(thing, rng, ys, xs, H)
@@ -232,9 +235,14 @@ def pick_nth(things, value):
     return ordered[k-1:k] if min(gaps, default=0) >= SIDE_MARGIN else []
 
 def pick_side(things, side):
-    "The thing nearest to a side of the image, if the next one is `SIDE_MARGIN` farther from it."
-    a, b, *_ = sorted(things, key=lambda t: coordinate(t, side))
-    return [a] if coordinate(b, side) - coordinate(a, side) >= SIDE_MARGIN else []
+    "The only one of `things` on a side of the image: within its nearest 45 %, and the next one beyond the middle, `SIDE_MARGIN` away."
+    near, far, *_ = sorted((along_side(t, side), i) for i, t in enumerate(things))
+    clear = near[0] <= .45 and far[0] >= .5 and far[0] - near[0] >= SIDE_MARGIN
+    return [things[near[1]]] if clear else []
+
+def along_side(thing, side):
+    "Distance from a side of the image, 0 to 1."
+    return coordinate(thing, side) % 1
 
 # %% ../nbs/04_shapes.ipynb #90537df4
 def related(thing, anchor, relation, slack=1.):
@@ -390,15 +398,20 @@ def annotate(scene, index, H, W):
                     bbox=box, area=int(scene.masks[i].sum()), segmentation=segmentation(scene, i, H, W))
     return [one(i) for i in range(len(scene.things))]
 
+def family_of(split):
+    "The classes that a split asks for: testA the curved ones, testB the angular ones, the others all."
+    return {'testA': CURVED, 'testB': ANGULAR}.get(split, CLASSES)
+
 def wanted(split, cls):
-    "Whether a target of class `cls` belongs into a split: testA asks for curved things only, testB for angular ones."
-    return {'testA': cls in CURVED, 'testB': cls in ANGULAR}.get(split, True)
+    "Whether a target of class `cls` belongs into a split."
+    return cls in family_of(split)
 
 # %% ../nbs/04_shapes.ipynb #e9345ade
 def scene_records(task):
     "Draw scene `index`, write its picture, and return what the index files say of it (runs in worker processes)."
     root, seed, index, sizes = task
-    split, scene = split_of(index, sizes), draw_scene(seed, index)
+    split = split_of(index, sizes)
+    scene = draw_scene(seed, index, family_of(split))
     H, W = scene.image.shape[:2]
     save_jpeg(Path(root)/'images/mscoco/images/train2014'/image_name(index), scene.image)
     refs = {}
@@ -458,7 +471,8 @@ def referit_regions(scene, rng, split):
 def referit_records(task):
     "Write picture and region masks of scene `index`; return (image name, (W, H), {region: sentences})."
     root, seed, index, sizes = task
-    scene, split = draw_scene(seed, index), split_of(index, sizes)
+    split = split_of(index, sizes)
+    scene = draw_scene(seed, index, family_of({'test': 'testA' if index % 2 else 'testB'}.get(split, split)))
     save_jpeg(Path(root)/'referit/images'/f'{index + 1}.jpg', scene.image)
     queries = {}
     for n, (mask, said) in enumerate(referit_regions(scene, derived_rng(seed, index, 3), split)):

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
+import rrn.baselines                  # adds the paper's other systems
 from .core import (RRNError, code_version, device_name, locked, one_of, pick_device, read_json, repo_root, seed_everything, versions,
                       whole_file, write_json)
 from .data import Batches, Reader, TrainingOrder, group_by_image, loader
