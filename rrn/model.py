@@ -110,7 +110,7 @@ PRESETS = {
     'fast': dict(_batched, lr=1e-3, iterations=22_000, precision='bf16'),
     'mini': dict(_batched, backbone='mobilenetv2_100', image_size=256, embed_dim=128, D_I=160, D_S=192, D_Q=128, lr=1e-3, iterations=1200),
     'small': dict(_batched, sentences_per_image=0, backbone='small', weights='embedded', image_size=128, embed_dim=48, D_I=64, D_S=96, D_Q=64,
-                  lr=2e-3, iterations=3500, dataset='shapes-unc')}
+                  lr=3e-3, iterations=3200, dataset='shapes-unc')}
 
 def preset(name:str,      # a key of `PRESETS`
            **overrides    # fields to set otherwise; None means: as the preset has it

@@ -200,7 +200,7 @@ def _inside(thing, W, H):
 # %% ../nbs/04_shapes.ipynb #eb8612f5
 SIDES = {'left': (0, 1), 'right': (0, -1), 'top': (1, 1), 'bottom': (1, -1)}     # axis, sign: smallest coordinate * sign first
 RELATIONS = {'left of': 'left', 'right of': 'right', 'above': 'top', 'below': 'bottom'}
-SIDE_MARGIN, SIZE_RATIO, NEAR_RATIO = .15, 1.5, 1.6
+SIDE_MARGIN, SIZE_RATIO, NEAR_RATIO = .15, 2., 1.6
 
 @dataclass(frozen=True)
 class Phrase:
@@ -274,9 +274,9 @@ def referents(phrase:Phrase,   # what is said
     if not phrase.selector: return fitting
     return PICK[phrase.selector](fitting, phrase.value) if len(fitting) > 1 else []
 
-# %% ../nbs/04_shapes.ipynb #97515245
+# %% ../nbs/04_shapes.ipynb #6f187e52
 KINDS = ['unc', 'unc+', 'gref', 'referit']
-SELECTORS = {'unc': ['', '', '', 'side', 'side', 'side', 'side', 'side', 'side', 'nth', 'relation', 'near', 'size'], 'unc+': ['', '', 'size'],
+SELECTORS = {'unc': [''] * 5 + ['side'] * 8 + ['nth', 'relation', 'near', 'size'], 'unc+': ['', '', 'size'],
              'gref': ['', 'side', 'relation', 'relation', 'near', 'size', 'nth'], 'referit': ['', 'side', 'side', 'relation', 'size']}
 
 def anchors(thing, things):
@@ -352,8 +352,8 @@ def targets(scene, minimum=.008):
     count = {t.cls: sum(u.cls == t.cls for u in scene.things) for t in scene.things}
     return [i for i, t in enumerate(scene.things) if count[t.cls] > 1 and t.area >= minimum]
 
-# %% ../nbs/04_shapes.ipynb #5f505c52
-SPLITS = {'train': 2000, 'val': 250, 'testA': 150, 'testB': 150}
+# %% ../nbs/04_shapes.ipynb #22073155
+SPLITS = {'train': 2400, 'val': 250, 'testA': 150, 'testB': 150}
 SET_SEED = 2018
 VERSION = 1                     # of the drawing; part of the folder's name, so that an older set is never mistaken for a newer one
 
