@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'VOC', 'MultimodalLSTM', 'stretch', 'RMIHead', 'VGG16FCN', 'as_convolutions', 'upsampling', 'PaddedEncoder',
-           'LSTMCNNHead', 'weighed_loss', 'SegmentationModel', 'torchvision_deeplab', 'PooledHead', 'mobile_deeplab']
+           'LSTMCNNHead', 'SegmentationModel', 'torchvision_deeplab', 'PooledHead', 'mobile_deeplab']
 
 # %% ../nbs/14_baselines.ipynb #1aac0e6c
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-from .backbone import Backbone, COLOURS, ResNet101, _download, build_backbone, fit_weights, freeze, load_weights
+from .backbone import BACKBONES, Backbone, COLOURS, ResNet101, _download, build_backbone, fit_weights, freeze, load_weights
 from .core import RRNError, one_of
 from .fusion import Fusion, SentenceEncoder, l2_normalise, words_first
 from .image import coordinates
@@ -113,8 +113,10 @@ class VGG16FCN(Backbone):
     "VGG-16 with fc6, fc7 and fc8 as convolutions; C5 is the map of class scores at stride 32."
     def __init__(self,
                  weights=None,               # None (random), 'imagenet' (torchvision's download), or a file of a torchvision VGG-16
+                 output_stride=32,           # 32; there is no other
                  widths=(4096, 4096, 1000)   # outputs of fc6, fc7, fc8
                 ):
+        if output_stride != 32: raise RRNError(f"vgg16_fcn has a stride of 32, not {output_stride}; set output_stride=32.")
         super().__init__('vgg16_fcn', dict(C5=widths[2]), dict(C5=32), dict(C4='conv', C5='fc8'), *COLOURS['imagenet'])
         vgg = torchvision.models.vgg
         self.conv = vgg.make_layers(vgg.cfgs['D'])
@@ -135,6 +137,8 @@ def _vgg_file(weights):
     try: return torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as e:
         raise RRNError(f"weights='imagenet' of VGG-16 could not be downloaded ({e}). Give the path of torchvision's file as weights.") from e
+
+BACKBONES['vgg16_fcn'] = VGG16FCN
 
 def as_convolutions(state:dict   # of a torchvision VGG-16
                    ) -> dict:
@@ -183,20 +187,6 @@ class LSTMCNNHead(nn.Module):
         logits = self.score(self.fusion(features['C5'], self.encoder(words), image_of))      # (S, 1, h, w)
         if self.up is not None: logits = self.up(logits)                                     # (S, 1, H, W)
         return logits if size is None else bilinear(logits.float(), size, self.config.mapping)
-
-# %% ../nbs/14_baselines.ipynb #cb63fb01
-def weighed_loss(logits:torch.Tensor,     # (S, 1, H, W)
-                 masks:torch.Tensor,      # (S, H, W), bool or 0..1
-                 foreground:float=1.,     # weight of a foreground pixel
-                 background:float=1/3,
-                 reduction='mean'         # over pixels: 'mean' or 'sum'; over sentences the mean
-                ) -> torch.Tensor:        # scalar
-    "LSTM-CNN's logistic loss with weights of its own for both sides."
-    if logits.shape != (len(masks), 1, *masks.shape[1:]):
-        raise RRNError(f"The loss wants logits (S, 1, H, W) for masks (S, H, W), not {tuple(logits.shape)} for {tuple(masks.shape)}.")
-    y = masks[:, None].to(logits)
-    pixels = F.binary_cross_entropy_with_logits(logits, y, y * foreground + (1 - y) * background, reduction='none')
-    return pixels.mean() if one_of('reduction', reduction, ['mean', 'sum']) == 'mean' else pixels.sum() / len(pixels)
 
 # %% ../nbs/14_baselines.ipynb #f954c49f
 SYSTEMS = {'rrn': Head, 'rmi': RMIHead, 'lstm-cnn': LSTMCNNHead}

@@ -82,7 +82,8 @@ def segmentation_loss(logits:torch.Tensor,    # (S, 1, h, w) any float type
                       resolution='image',     # compare at 'image' resolution (equation 4) or at 'feature' resolution
                       upsample='probability', # what is upsampled: 'probability' (the paper) or 'logits' (released)
                       reduction='mean',       # over pixels: 'mean' (the paper) or 'sum' (released); over sentences the mean
-                      mapping='half_pixel'    # of coordinates when upsampling, or 'tf' (released)
+                      mapping='half_pixel',   # of coordinates when upsampling, or 'tf' (released)
+                      background_weight=1.    # what a background pixel counts beside a foreground pixel; LSTM-CNN: 1/3
                      ) -> torch.Tensor:       # scalar, float32 (float64 for float64 logits)
     "Equation (4) in the variants of paper and program. Raises `RRNError` for unfit shapes or names."
     one_of('resolution', resolution, RESOLUTION); one_of('reduction', reduction, REDUCTION)
@@ -94,4 +95,5 @@ def segmentation_loss(logits:torch.Tensor,    # (S, 1, h, w) any float type
         elif upsample == 'logits': z = bilinear(z, y.shape[-2:], mapping)                 # (S, 1, H, W)
         if z.shape == y.shape: pixels = F.binary_cross_entropy_with_logits(z, y, reduction='none')
         else: pixels = probability_cross_entropy(z, y, mapping)                           # (S, 1, H, W)
+        if background_weight != 1: pixels = pixels*(y + (1 - y)*background_weight)
         return pixels.mean() if reduction == 'mean' else pixels.sum()/len(pixels)

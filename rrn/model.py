@@ -52,6 +52,7 @@ class Config:
     resolution: str = 'image'        # where the loss is taken: 'image' or 'feature'
     reduction: str = 'mean'          # over pixels: 'mean' or 'sum'
     mapping: str = 'half_pixel'      # of pixel centres when resizing maps: 'half_pixel' or 'tf'
+    background_weight: float = 1.    # of a background pixel in the loss, beside 1 for the foreground
     # optimisation (section 3.3)
     iterations: int = 700_000
     lr: float = 2.5e-4
@@ -75,7 +76,7 @@ CHOICES = dict(tokenizer=['words', 'released'], protocol=['rrn', 'released'], up
                upsample=['probability', 'logits'], resolution=['image', 'feature'], reduction=['mean', 'sum'],
                mapping=['half_pixel', 'tf'], adam=['torch', 'tensorflow'], decay=['decoupled', 'l2'], precision=['fp32', 'bf16'])
 AT_LEAST_ONE = ['image_size', 'max_words', 'images_per_batch', 'embed_dim', 'D_I', 'D_S', 'D_Q', 'kernel', 'score_kernel', 'iterations', 'output_stride']
-AT_LEAST_ZERO = ['sentences_per_image', 'lr', 'lr_end', 'lr_power', 'decay_iterations', 'warmup', 'weight_decay', 'bias_grad_scale', 'clip']
+AT_LEAST_ZERO = ['sentences_per_image', 'lr', 'lr_end', 'lr_power', 'decay_iterations', 'warmup', 'weight_decay', 'bias_grad_scale', 'clip', 'background_weight']
 
 def as_type(name, value, kind):
     "`value` as the field's type: 3.0 and '3' are no int, 1 is a float, a list is joined by commas."
@@ -107,6 +108,10 @@ PRESETS = {
     'dlstm': dict(pyramid='', score_kernel=1, resolution='feature'),
     'dlstm-ours': dict(pyramid=''),
     'rmi': dict(RELEASED, system='rmi', pyramid='', score_kernel=1, resolution='feature', decay_iterations=750_000),
+    'dlstm-control': dict(pyramid='', reduction='sum', decay='l2', weight_decay=64*5e-4),
+    'lstm-cnn': dict(system='lstm-cnn', backbone='vgg16_fcn', output_stride=32, finetune='conv5', image_size=512, tokenizer='released',
+                     protocol='released', word_forget_bias=1., pyramid='', score_kernel=1, background_weight=1/3, decay='l2',
+                     images_per_batch=10, iterations=18_000),
     'fast': dict(_batched, lr=1e-3, iterations=22_000, precision='bf16'),
     'mini': dict(_batched, backbone='mobilenetv2_100', image_size=256, embed_dim=128, D_I=160, D_S=192, D_Q=128, lr=1e-3, iterations=1200),
     'small': dict(_batched, sentences_per_image=0, backbone='small', weights='embedded', image_size=128, embed_dim=48, D_I=64, D_S=96, D_Q=64,

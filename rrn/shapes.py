@@ -276,7 +276,7 @@ def referents(phrase:Phrase,   # what is said
 
 # %% ../nbs/04_shapes.ipynb #6f187e52
 KINDS = ['unc', 'unc+', 'gref', 'referit']
-SELECTORS = {'unc': [''] * 5 + ['side'] * 8 + ['nth', 'relation', 'near', 'size'], 'unc+': ['', '', 'size'],
+SELECTORS = {'unc': [''] * 6 + ['side'] * 10 + ['nth', 'relation', 'near', 'size'], 'unc+': ['', '', 'size'],
              'gref': ['', 'side', 'relation', 'relation', 'near', 'size', 'nth'], 'referit': ['', 'side', 'side', 'relation', 'size']}
 
 def anchors(thing, things):
@@ -347,7 +347,7 @@ def describe(rng, thing, things, kind, most=3):
         if kind != 'gref' or 6 <= len(sentence.split()) <= 12: said[sentence] = phrase
     return list(said.items())
 
-def targets(scene, minimum=.008):
+def targets(scene, minimum=.01):
     "Indices of the things worth asking for: with a rival of their class, and covering at least `minimum` of the image."
     count = {t.cls: sum(u.cls == t.cls for u in scene.things) for t in scene.things}
     return [i for i, t in enumerate(scene.things) if count[t.cls] > 1 and t.area >= minimum]

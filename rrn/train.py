@@ -155,9 +155,9 @@ class Run:
     def log(self): return self.folder/'log.csv'
 
     def config(self) -> Config:
-        "The configuration in the run's record."
+        "The configuration in the run's record; fields that are newer than the record have their defaults."
         record = read_json(self.folder/'config.json', 'run record')
-        try: return Config(**{f.name: record['config'][f.name] for f in fields(Config)})
+        try: return Config(**record['config'])
         except (KeyError, TypeError) as e: raise RRNError(f"run record {self.folder/'config.json'} is no rrn configuration ({e!r}).") from e
 
     def vocabulary(self) -> Vocabulary:
@@ -225,7 +225,7 @@ def update_step(model:RRN, optimiser, batch, step:int):
     for group in optimiser.param_groups: group['lr'] = learning_rate(step, c)
     with autocast(batch.words.device, c.precision):
         logits = model(batch.images, batch.words, batch.image_of)                                    # (S, 1, h, w)
-    loss = segmentation_loss(logits, batch.masks, c.resolution, c.upsample, c.reduction, c.mapping)
+    loss = segmentation_loss(logits, batch.masks, c.resolution, c.upsample, c.reduction, c.mapping, c.background_weight)
     total = loss + l2_penalty(convolution_weights(model), c.weight_decay) if c.decay == 'l2' else loss
     optimiser.zero_grad(set_to_none=True)
     total.backward()

@@ -10,7 +10,7 @@ __all__ = ['CELL', 'PER_CHANNEL', 'CONVOLUTIONS', 'WORD_LSTM', 'OTHERS', 'SLOTS'
            'load_head', 'system_of', 'head_to_tf', 'to_tf', 'ReleasedNetwork', 'network', 'crc32c', 'check_crc',
            'varint', 'take', 'message', 'first', 'unsnap', 'block', 'entries', 'table', 'signed', 'shape_of',
            'as_array', 'read_v2', 'tensor_values', 'slices_of', 'read_v1', 'assemble', 'DtypePart', 'ArrayPart',
-           'ArrayUnpickler', 'read_npy', 'read_checkpoint', 'port_name', 'from_port']
+           'ArrayUnpickler', 'read_npy', 'read_checkpoint', 'port_name', 'from_port', 'released_backbone']
 
 # %% ../nbs/20_weights.ipynb #3f38b3e4
 import io, math, pickle, re, struct
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from .backbone import UNITS, DeepLabTF, backbone_to_tf, deeplab_resnet101_tf, freeze, load_weights
+from .backbone import BACKBONES, UNITS, DeepLabTF, backbone_to_tf, deeplab_resnet101_tf, freeze, load_weights
 from .baselines import RMIHead
 from .core import RRNError, one_of
 from .model import RRN, Head, preset
@@ -619,3 +619,18 @@ def from_port(state    # name -> array or tensor of a PyTorch port of DeepLab-v2
     try: named = {port_name(n): np.asarray(w) for n, w in state.items() if port_name(n)}
     except (IndexError, KeyError): raise RRNError("The layers of this port are not those of a ResNet-101.") from None
     return deeplab_resnet101_tf({n: w.transpose(2, 3, 1, 0) if w.ndim == 4 else w for n, w in named.items()})
+
+# %% ../nbs/20_weights.ipynb #ecaf2da7
+def released_backbone(weights=None,     # None (random), or a file for `read_checkpoint`
+                      output_stride=8   # 8; there is no other
+                     ) -> DeepLabTF:
+    "The released program's CNN, its weights read from a file; whatever else the file holds is passed over."
+    if output_stride != 8: raise RRNError(f"deeplab_resnet101_tf has a stride of 8, not {output_stride}; set output_stride=8.")
+    if weights is None: return DeepLabTF()
+    variables = read_checkpoint(weights)
+    if any('layer5.' in n for n in variables): return from_port(variables)
+    found = {m[1]: v for n, v in weights_only(variables).items() if (m := CNN.search(n))}
+    try: return deeplab_resnet101_tf(found)
+    except RRNError as e: raise RRNError(f"weights {weights}: {e}") from None
+
+BACKBONES['deeplab_resnet101_tf'] = released_backbone

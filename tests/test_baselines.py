@@ -5,10 +5,11 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from rrn.baselines import SYSTEMS, VOC, LSTMCNNHead, VGG16FCN, mobile_deeplab, stretch, torchvision_deeplab, upsampling, weighed_loss
+from rrn.baselines import SYSTEMS, VOC, LSTMCNNHead, VGG16FCN, mobile_deeplab, stretch, torchvision_deeplab, upsampling
 from rrn.core import RRNError
 from rrn.fusion import l2_normalise
 from rrn.image import bilinear_tf
+from rrn.loss import segmentation_loss
 from rrn.model import Head, preset
 from rrn.refer import CocoMask, IMAGE_FOLDER, read_instances
 from rrn.weights import from_tf
@@ -90,7 +91,7 @@ def test_weighed_loss(foreground, background, kind):
     if key not in v: pytest.skip(f'{key} is not among the vectors')
     z = torch.from_numpy(np.moveaxis(v['loss/scores'], -1, 1).copy()).requires_grad_()
     y = torch.from_numpy(v['loss/labels_soft' if kind == 'soft' else 'loss/labels'][..., 0].astype(np.float32))
-    loss = weighed_loss(z, y, foreground, background, 'sum')
+    loss = foreground * segmentation_loss(z, y, reduction='sum', background_weight=background / foreground)
     loss.backward()
     np.testing.assert_allclose(loss.detach(), v[key], rtol=1e-5)
     np.testing.assert_allclose(np.moveaxis(z.grad.numpy(), 1, -1), v[f'{key}_grad'], rtol=1e-4, atol=1e-5)
@@ -123,7 +124,7 @@ def test_lstm_cnn_learns():
     masks[0, :8], masks[1, 16:] = 1, 1
     optimiser, losses = torch.optim.Adam(head.parameters(), .03), []
     for _ in range(40):
-        loss = weighed_loss(head(f, words), masks)
+        loss = segmentation_loss(head(f, words), masks, background_weight=1/3)
         optimiser.zero_grad(); loss.backward(); optimiser.step(); losses.append(loss.item())
     assert losses[-1] < losses[0] / 3
 
@@ -139,9 +140,9 @@ def test_vgg_layers():
 
 def test_vgg_file_of_another_network(tmp_path):
     torch.save({'features.0.weight': torch.ones(64, 3, 3, 3), 'classifier.0.weight': torch.ones(5, 9)}, tmp_path/'vgg.pth')
-    with pytest.raises(RRNError, match='fc6.weight'): VGG16FCN(tmp_path/'vgg.pth', (5, 4, 3))
+    with pytest.raises(RRNError, match='fc6.weight'): VGG16FCN(tmp_path/'vgg.pth', widths=(5, 4, 3))
     torch.save({'x': torch.ones(1)}, tmp_path/'x.pth')
-    with pytest.raises(RRNError, match='unexpected: x'): VGG16FCN(tmp_path/'x.pth', (5, 4, 3))
+    with pytest.raises(RRNError, match='unexpected: x'): VGG16FCN(tmp_path/'x.pth', widths=(5, 4, 3))
 
 
 # ---------------------------------------------------------------- segmentation
