@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['WORDS', 'ROW', 'BINS', 'autocast', 'predictions', 'say', 'score', 'evaluate', 'summary', 'breakdown', 'cases']
 
-# %% ../nbs/17_evaluate.ipynb #7ce862d9
+# %% ../nbs/17_evaluate.ipynb #46d3b941
 import contextlib
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm

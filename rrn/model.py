@@ -29,6 +29,7 @@ class Config:
     protocol: str = 'rrn'            # how images and masks are resized: 'rrn' or 'released'
     images_per_batch: int = 1
     sentences_per_image: int = 1     # at most; 0: all
+    mirror: bool = False             # show half of the batches mirrored, with left and right exchanged
     # CNN (section 3.3)
     backbone: str = 'resnet101'
     weights: str = ''                # '' (none), 'imagenet', 'deeplab', or a file
@@ -95,6 +96,9 @@ def check_config(c):
     for name in ('kernel', 'score_kernel'):
         if getattr(c, name) % 2 == 0: raise RRNError(f"{name}={getattr(c, name)} should be odd, so that a map keeps its size.")
     if c.image_size % c.output_stride: raise RRNError(f"image_size={c.image_size} should be a multiple of output_stride={c.output_stride}.")
+    if c.adam == 'tensorflow' and c.decay == 'decoupled' and c.weight_decay:
+        raise RRNError("adam='tensorflow' has no decoupled weight decay; set decay='l2' or weight_decay=0.")
+    if c.adam == 'torch' and c.bias_grad_scale != 1: raise RRNError(f"bias_grad_scale={c.bias_grad_scale} needs adam='tensorflow'.")
     parse_pyramid(c.pyramid)
     for stage in filter(None, c.finetune.split(',')): one_of('finetune', stage, ['conv3', 'conv4', 'conv5'])
 
@@ -113,9 +117,10 @@ PRESETS = {
                      protocol='released', word_forget_bias=1., pyramid='', score_kernel=1, background_weight=1/3, decay='l2',
                      images_per_batch=10, iterations=18_000),
     'fast': dict(_batched, lr=1e-3, iterations=22_000, precision='bf16'),
-    'mini': dict(_batched, backbone='mobilenetv2_100', image_size=256, embed_dim=128, D_I=160, D_S=192, D_Q=128, lr=1e-3, iterations=1200),
-    'small': dict(_batched, sentences_per_image=0, backbone='small', weights='embedded', image_size=128, embed_dim=48, D_I=64, D_S=96, D_Q=64,
-                  lr=3e-3, iterations=3200, dataset='shapes-unc')}
+    'mini': dict(_batched, backbone='mobilenetv2_100', image_size=224, embed_dim=128, D_I=160, D_S=192, D_Q=128, lr=1e-3, sentences_per_image=4, weight_decay=.05, mirror=True,
+                 iterations=1000),
+    'small': dict(_batched, sentences_per_image=0, backbone='small', weights='embedded', image_size=128, embed_dim=64, D_I=96, D_S=128, D_Q=64,
+                  lr=3e-3, iterations=3600, dataset='shapes-unc')}
 
 def preset(name:str,      # a key of `PRESETS`
            **overrides    # fields to set otherwise; None means: as the preset has it

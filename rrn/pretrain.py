@@ -6,8 +6,7 @@
 __all__ = ['LABELS', 'IGNORE', 'dense_labels', 'labelled_scene', 'DenseHead', 'dense_loss', 'scene_arrays', 'pretrain_steps',
            'dense_accuracy']
 
-# %% ../nbs/13_pretrain.ipynb #e462aa32
-from dataclasses import dataclass
+# %% ../nbs/13_pretrain.ipynb #7e2d8bcf
 from functools import partial
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from .backbone import SmallResNet
 from .core import RRNError, derived_rng, seed_everything
 from .image import fit, place_image
-from .shapes import CLASSES, COLOURS, SET_SEED, STUFF, TEXTURES, draw_scene, in_workers
+from .shapes import CLASSES, COLOURS, SET_SEED, TEXTURES, draw_scene, in_workers
 
 # %% ../nbs/13_pretrain.ipynb #031f2ff7
 LABELS = {'class': ['sky', 'ground', 'water', *CLASSES], 'colour': ['none', *COLOURS], 'texture': ['none', *TEXTURES]}

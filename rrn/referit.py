@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 from .core import RRNError, one_of, read_json
-from .refer import REFER_SETS, ReferringDataset, Sample, check_counts, checked_size, field, need, open_refer
+from .refer import REFER_SETS, ReferringDataset, Sample, check_counts, checked_size, need, open_refer
 
 # %% ../nbs/03_referit.ipynb #a960d49a
 MASK_KEY = 'segimg_t'

@@ -247,7 +247,7 @@ class Refinement(nn.Module):
         self.pyramid, self.start = parse_pyramid(pyramid), one_of('start', start, ['q', 'zero'])
         one_of('activation', how.get('activation', 'tanh'), ACTIVATIONS)
         F_ = UPDATES[one_of('update', update, UPDATES)]
-        for m in self.pyramid: one_of(f'pyramid level for this backbone', m, channels)
+        for m in self.pyramid: one_of('pyramid level for this backbone', m, channels)
         self.laterals = nn.ModuleList(nn.Conv2d(channels[m], D_Q, 1) for m in self.pyramid)
         for lateral in self.laterals: nn.init.kaiming_normal_(lateral.weight)      # a ReLU follows
         steps = len(self.pyramid) + (start == 'zero') if self.pyramid else 0       # an empty pyramid: no refinement at all

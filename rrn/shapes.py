@@ -14,8 +14,8 @@ __all__ = ['CURVED', 'ANGULAR', 'CLASSES', 'SQUARE', 'OUTLINES', 'HOLES', 'COLOU
            'write_refer', 'referit_regions', 'referit_records', 'write_referit', 'default_root', 'ensure',
            'open_shapes']
 
-# %% ../nbs/04_shapes.ipynb #cf317622
-import json, math, os, pickle
+# %% ../nbs/04_shapes.ipynb #4b466f76
+import math, os, pickle
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial

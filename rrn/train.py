@@ -6,10 +6,10 @@
 __all__ = ['LOG', 'RUN_OPTIONS', 'EVALUATION_OPTIONS', 'learning_rate', 'make_optimiser', 'convolution_weights', 'weight_bytes',
            'write_bytes', 'sha256', 'random_states', 'set_random_states', 'save_checkpoint', 'checkpoints',
            'check_checkpoint', 'restore', 'resume_from', 'run_name', 'Run', 'runs_folder', 'start_record',
-           'write_record', 'provenance', 'read_log', 'Log', 'update_step', 'check_finite', 'Plan', 'Reporter', 'train',
-           'check_options', 'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers', 'open_job',
-           'open_named', 'make_vocabulary', 'run_job', 'finish', 'blind_job', 'add_metrics', 'open_run', 'find_run',
-           'open_evaluation', 'papermill_output', 'keep_notebook']
+           'write_record', 'provenance', 'read_log', 'Log', 'FeatureCache', 'feature_cache', 'update_step',
+           'check_finite', 'Plan', 'Reporter', 'train', 'check_options', 'choose_preset', 'find_root', 'Job',
+           'make_reader', 'pick_workers', 'open_job', 'open_named', 'make_vocabulary', 'run_job', 'finish', 'blind_job',
+           'add_metrics', 'open_run', 'find_run', 'open_evaluation', 'papermill_output', 'keep_notebook']
 
 # %% ../nbs/18_train.ipynb #d722e58c
 import hashlib, io, json, math, os, random, shutil, time
@@ -28,6 +28,7 @@ from .data import Batches, Reader, TrainingOrder, group_by_image, loader
 from .evaluate import autocast, evaluate, summary
 from .loss import segmentation_loss
 from .model import Config, RRN, preset
+from .refine import parse_pyramid
 from .optim import AdamTF, l2_penalty, polynomial_lr
 from .referit import open_dataset
 from .shapes import KINDS
@@ -137,8 +138,9 @@ def resume_from(folder, model:RRN, optimiser) -> int:
 
 # %% ../nbs/18_train.ipynb #e5140faf
 def run_name(c:Config) -> str:
-    "A name made of what varies most, and a hash of the whole configuration."
-    digest = hashlib.sha256(json.dumps(asdict(c), sort_keys=True).encode()).hexdigest()[:6]
+    "A name made of what varies most, and a hash of all that differs from the defaults."
+    chosen = {k: v for k, v in asdict(c).items() if v != Config.__dataclass_fields__[k].default}     # a new field renames no old run
+    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6]
     pyramid = c.pyramid.replace('C', '').replace(',', '') or '0'
     return f"{c.dataset.replace('+', 'plus')}-{'blind-' if c.blind else ''}{c.update}{pyramid}-{c.activation}-s{c.seed}-{digest}"
 
@@ -218,13 +220,41 @@ class Log:
         "Training time in the rows so far."
         return self.rows[-1]['seconds'] if self.rows else 0.
 
-# %% ../nbs/18_train.ipynb #59f5fb47
-def update_step(model:RRN, optimiser, batch, step:int):
-    "One optimisation step on a batch: (loss, norm of the gradient), as tensors on the device."
+# %% ../nbs/18_train.ipynb #16322f5c
+class FeatureCache:
+    "Remembers what a frozen CNN makes of each image, at the levels that the head reads."
+    def __init__(self, model:RRN):
+        self.model, self.known = model, {}
+        self.levels = {'C5', *parse_pyramid(model.config.pyramid)}
+
+    def bytes_per_image(self) -> int:
+        "Size of one image's maps in 32 bits."
+        b, side = self.model.backbone, self.model.config.image_size
+        return sum(4 * b.channels[m] * (side // b.strides[m])**2 for m in self.levels)
+
+    def one(self, key, image):
+        "The maps (1, C, h, w) of an image (3, H, W)."
+        if key not in self.known: self.known[key] = {m: f for m, f in self.model.features(image[None]).items() if m in self.levels}
+        return self.known[key]
+
+    def __call__(self, batch):
+        "The maps (B, C, h, w) of a batch's images."
+        found = [self.one(key, image) for key, image in zip(batch.keys, batch.images)]
+        return {m: torch.cat([maps[m] for maps in found]) for m in found[0]}
+
+def feature_cache(model:RRN, images:int, room:int):
+    "A `FeatureCache` if the CNN is frozen and the maps of all `images` fit into `room` bytes, else None."
+    cache = FeatureCache(model)
+    size = images * cache.bytes_per_image() * (2 if model.config.mirror else 1)
+    return cache if size <= room and not model.finetuned else None
+
+def update_step(model:RRN, optimiser, batch, step:int, features=None):
+    "One optimisation step on a batch: (loss, norm of the gradient), as tensors on the device. `features`: see `FeatureCache`."
     c = model.config
     for group in optimiser.param_groups: group['lr'] = learning_rate(step, c)
     with autocast(batch.words.device, c.precision):
-        logits = model(batch.images, batch.words, batch.image_of)                                    # (S, 1, h, w)
+        maps = features(batch) if features else model.features(batch.images)
+        logits = model.head(maps, batch.words, batch.image_of)                                       # (S, 1, h, w)
     loss = segmentation_loss(logits, batch.masks, c.resolution, c.upsample, c.reduction, c.mapping, c.background_weight)
     total = loss + l2_penalty(convolution_weights(model), c.weight_decay) if c.decay == 'l2' else loss
     optimiser.zero_grad(set_to_none=True)
@@ -250,6 +280,7 @@ class Plan:
     validate_every: int = 1000
     save_every: int = 500
     workers: int = 0             # processes that decode images
+    remember: int = 2 << 30      # bytes for a frozen CNN's feature maps, if those of all images fit
     stop_after: int = 0          # stop at this step, resumably; 0: at the end
 
 class Reporter:
@@ -285,12 +316,13 @@ def train(model:RRN,
     optimiser = make_optimiser(model)
     start, end = resume_from(run.checkpoints, model, optimiser), plan.stop_after or c.iterations
     log = Log(run, start); reporter = Reporter(log, order, c)
-    batches = loader(Batches(reader, order), range(start, end), plan.workers, pin=device.type == 'cuda')
+    batches = loader(Batches(reader, order, mirror=c.mirror), range(start, end), plan.workers, pin=device.type == 'cuda')
     bar = tqdm(batches, desc='training', total=c.iterations, initial=start, mininterval=5, ncols=120)
+    cache = feature_cache(model, len(order.groups), plan.remember)
     model.train()
     for done, batch in enumerate(bar, start + 1):
         for message in batch.skipped: bar.write(f'skipped: {message}')
-        if batch.samples: reporter.add(done - 1, *update_step(model, optimiser, batch.to(device), done - 1), len(batch.samples))
+        if batch.samples: reporter.add(done - 1, *update_step(model, optimiser, batch.to(device), done - 1, cache), len(batch.samples))
         last, saving = done == end, done % plan.save_every == 0 or done == end
         if done % plan.log_every == 0 or saving: reporter.report(done, bar)
         if validate and (done % plan.validate_every == 0 or last):
@@ -314,7 +346,7 @@ def check_options(given:dict, allowed:dict, more=()) -> dict:
 
 def choose_preset(dataset, complete:bool, device) -> str:
     "The preset for `preset=auto`: 'small' for the embedded scenes, 'paper' for a whole data set on a GPU, 'mini' otherwise."
-    if dataset.name.removeprefix('shapes-') in KINDS: return 'small'
+    if dataset.name in {f'shapes-{k}' for k in KINDS}: return 'small'
     return 'paper' if complete and device.type == 'cuda' else 'mini'
 
 def find_root(data_root:str) -> Path:

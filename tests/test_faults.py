@@ -125,7 +125,7 @@ def test_nan_keeps_the_last_good_checkpoint(scenes, tmp_path, monkeypatch):
     import rrn.train as t
     from dataclasses import replace
     real = t.update_step
-    monkeypatch.setattr(t, 'update_step', lambda m, o, b, step: (torch.tensor(float('nan')), torch.tensor(1.)) if step == 7 else real(m, o, b, step))
+    monkeypatch.setattr(t, 'update_step', lambda m, o, b, step, *more: (torch.tensor(float('nan')), torch.tensor(1.)) if step == 7 else real(m, o, b, step, *more))
     job = replace(open_job(data_root=str(scenes), **SIZES), run=Run(tmp_path/'run'))
     with pytest.raises(RRNError, match='nan at step 7 .*COCO_train2014'): run_job(job)
     assert [p.name for p in checkpoints(job.run.checkpoints)] == ['step-00000005']

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from rrn.backbone import BACKBONES, backbone_to_tf, build_backbone
 from rrn.baselines import SYSTEMS, VGG16FCN
 from rrn.core import RRNError
+from rrn.data import group_by_image, read_batch
 from rrn.evaluate import evaluate, summary
 from rrn.loss import segmentation_loss
 from rrn.model import PRESETS, Config, preset
 from rrn.shapes import write_refer
-from rrn.train import Run, open_job, open_run, run_job, start_record
+from rrn.train import Run, make_optimiser, open_job, open_run, run_job, start_record, update_step
 
 TINY = dict(dataset='shapes-unc', image_size=64, embed_dim=6, D_I=6, D_S=6, D_Q=6, iterations=1, images_per_batch=2, sentences_per_image=2, warmup=0)
 
@@ -76,6 +77,16 @@ def test_background_weight_against_pytorch(reduction):
     wanted = F.binary_cross_entropy_with_logits(z[:, 0], y.float(), torch.where(y, 1., 1 / 3), reduction=reduction)
     got = segmentation_loss(z, y, reduction=reduction, background_weight=1 / 3)
     torch.testing.assert_close(got, wanted / (3 if reduction == 'sum' else 1))
+
+
+def test_training_uses_the_background_weight(scenes):
+    "The loss of a step is that of the configuration: a background that counts nothing leaves the foreground's part."
+    losses = {}
+    for weight in (0., 1 / 3, 1.):
+        job = open_job(preset='small', data_root=str(scenes), device='cpu', **TINY, weights='', background_weight=weight)
+        batch = read_batch(job.reader(), [g.samples for g in group_by_image(job.samples('train'))[:2]])
+        losses[weight] = update_step(job.model, make_optimiser(job.model), batch, 0)[0].item()
+    assert 0 < losses[0.] < losses[1.] and losses[1 / 3] == pytest.approx(losses[0.] + (losses[1.] - losses[0.]) / 3)
 
 
 # ---------------------------------------------------------------- records of earlier versions
