@@ -89,8 +89,7 @@ def breakdown(rows:pd.DataFrame, by:str) -> pd.DataFrame:
                          'prec@0.5': 100 * groups.iou.agg(lambda x: (x >= .5).mean()), 'expressions': groups.size()}).round(1)
 
 def cases(rows:pd.DataFrame, n:int=3) -> pd.DataFrame:
-    "The `n` worst, most typical (around the median) and best rows by IoU, one per image, marked in column `case`."
-    ordered = rows.sort_values(['iou', 'sent_id']).drop_duplicates('image_id')
-    middle = max(0, len(ordered) // 2 - n // 2)
-    parts = {'worst': ordered[:n], 'typical': ordered[middle:middle + n], 'best': ordered[-n:]}
-    return pd.concat([part.assign(case=case) for case, part in parts.items()])
+    "The `n` worst, most typical (nearest to the median) and best rows by IoU, each about another image, marked in column `case`."
+    orders = {'worst': rows.iou, 'typical': (rows.iou - rows.iou.median()).abs(), 'best': -rows.iou}
+    ranked = {case: rows.assign(by=by).sort_values(['by', 'sent_id']).drop_duplicates('image_id')[:n] for case, by in orders.items()}
+    return pd.concat([part.drop(columns='by').assign(case=case) for case, part in ranked.items()])

@@ -118,7 +118,7 @@ PRESETS = {
                      images_per_batch=10, iterations=18_000),
     'fast': dict(_batched, lr=1e-3, iterations=22_000, precision='bf16'),
     'mini': dict(_batched, backbone='mobilenetv2_100', image_size=224, embed_dim=128, D_I=160, D_S=192, D_Q=128, lr=1e-3, sentences_per_image=4, weight_decay=.05, mirror=True,
-                 iterations=1000),
+                 iterations=2000),
     'small': dict(_batched, sentences_per_image=0, backbone='small', weights='embedded', image_size=128, embed_dim=64, D_I=96, D_S=128, D_Q=64,
                   lr=3e-3, iterations=3600, dataset='shapes-unc')}
 
