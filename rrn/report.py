@@ -38,7 +38,7 @@ def cost(record) -> str:
     c = record['config']
     return (f"Run `{record['run']}`: {c['iterations']:,} steps, {record['sentences']:,} sentences, seed {c['seed']}, "
             f"{record['training_seconds'] / 60:.1f} minutes of training on {record['device']}; code {record['code']}, "
-            f"PyTorch {record['versions']['torch']}.")
+            f"PyTorch {record['versions']['torch']}. Data: {record['data']}.")
 
 def results_text(records) -> str:
     "The results of some runs as Markdown: a table and what each run took."
