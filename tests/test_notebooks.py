@@ -85,3 +85,10 @@ def test_papermill_command_keeps_the_notebook(tmp_path, scenes, run_folder):
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=os.environ | {'PYTHONWARNINGS': 'ignore'})
     kept = json.loads((REPO/'reports'/'runs'/run_folder/'train.ipynb').read_text())
     assert any('Training' in ''.join(c['source']) for c in kept['cells']) and kept['metadata']['papermill']['parameters']['run'] == run_folder
+
+
+@pytest.mark.parametrize('path', DRIVERS, ids=lambda p: p.stem)
+def test_nbdev_test_skips_drivers(path):
+    "A driver takes minutes: its first cell tells nbdev_test to leave it out."
+    first = nbformat.read(path, 4).cells[0]
+    assert first.cell_type == 'raw' and 'skip_exec: true' in first.source
