@@ -202,7 +202,8 @@ class Log:
     def __init__(self, run:Run, step:int):
         from torch.utils.tensorboard import SummaryWriter
         kept = read_log(run)
-        self.rows, self.path = kept[kept.step <= step].to_dict('records'), run.log
+        rows = kept[kept.step <= step].to_dict('records')
+        self.rows, self.path = [{k: v for k, v in row.items() if pd.notna(v)} for row in rows], run.log
         self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1)
 
     def add(self, **row):

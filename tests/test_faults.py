@@ -96,9 +96,9 @@ def test_full_disk_keeps_the_last_checkpoint(scenes, small_disk):
     job = replace(job, run=Run(small_disk/'run'))
     run_job(job, stop_after=5)
     kept = checkpoints(job.run.checkpoints)
-    with open(small_disk/'ballast', 'wb') as f:
+    with open(small_disk/'ballast', 'wb', buffering=0) as f:
         try:
-            while True: f.write(b'x' * 4096); f.flush()
+            while True: f.write(b'x' * 4096)
         except OSError: pass
     with pytest.raises(RRNError, match='cannot be written: No space left'): run_job(job, stop_after=10)
     assert checkpoints(job.run.checkpoints) == kept
