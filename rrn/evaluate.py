@@ -23,12 +23,15 @@ def autocast(device, precision:str):
     return torch.autocast(device.type, torch.bfloat16) if precision == 'bf16' else contextlib.nullcontext()
 
 @torch.inference_mode()
-def predictions(model:RRN, batch, threshold:float=.5):
+def predictions(model:RRN, batch, threshold:float=.5,
+                crf=None     # refines the probabilities of a batch before they are cropped: see `rrn.crf.make_crf`
+               ):
     "Predicted masks of a batch, each at its image's own resolution: list of S (height, width) bool arrays."
     c = model.config
     with autocast(batch.words.device, c.precision):
         logits = model(batch.images, batch.words, batch.image_of)                                      # (S, 1, h, w)
-    p = upsample_probability(logits.float(), batch.images.shape[-2:], c.upsample, c.mapping).cpu()     # (S, 1, H, W)
+    p = upsample_probability(logits.float(), batch.images.shape[-2:], c.upsample, c.mapping)           # (S, 1, H, W)
+    p = (crf.batch(p[:, 0], batch.images, batch.image_of)[:, None] if crf else p).cpu()
     return [mask_out(p[i, 0], batch.placements[batch.image_of[i]], c.protocol, threshold) for i in range(len(p))]
 
 # %% ../nbs/17_evaluate.ipynb #1b99d401
@@ -57,7 +60,8 @@ def evaluate(model:RRN,              # in evaluation mode
              threshold:float=.5,     # foreground from this probability on
              images_per_batch:int=8,
              workers:int=0,
-             progress:str=''         # label of a progress bar; '': none
+             progress:str='',        # label of a progress bar; '': none
+             crf=None                # what refines probabilities, from `rrn.crf.make_crf`; None: nothing
             ) -> pd.DataFrame:
     "One row per expression with intersection, union and what they may depend on; columns as in `ROW`."
     if not samples: raise RRNError('there are no sentences to evaluate on; choose another split.')
@@ -67,7 +71,7 @@ def evaluate(model:RRN,              # in evaluation mode
     for batch in tqdm(loader(Batches(reader, order, original=True), range(len(order)), workers), total=len(order),
                       desc=progress, disable=not progress, mininterval=2, ncols=90):
         if words != 'own': batch.words = reader.vocabulary.encode_batch([said[s.sent_id] for s in batch.samples], reader.max_words, allow_empty=True)
-        found = predictions(model, batch.to(device), threshold) if batch.samples else []
+        found = predictions(model, batch.to(device), threshold, crf) if batch.samples else []
         rows += [score(*row) for row in zip(batch.samples, batch.masks, found)]
     return pd.DataFrame(rows, columns=ROW)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np
-from .core import RRNError, one_of, read_json
+from .core import RRNError, file_bytes, one_of, read_json
 from .refer import REFER_SETS, ReferringDataset, Sample, check_counts, checked_size, need, open_refer
 
 # %% ../nbs/03_referit.ipynb #8fa96dfd
@@ -41,13 +41,14 @@ def mat_matrix(payload:bytes, order:str) -> tuple:
     return parts[2][1].decode('latin1'), struct.unpack_from(order + 'I', parts[0][1])[0] & 0xff, shape, kind, numbers
 
 def mat_matrices(data:bytes, limit:int) -> dict:
-    "Name -> the other results of `mat_matrix`, for all arrays in a file's bytes; none may unpack to more than `limit` bytes."
+    "Name -> the other results of `mat_matrix`, for all arrays in a file's bytes; together they may unpack to `limit` bytes."
     order = {b'IM': '<', b'MI': '>'}.get(data[126:128])
     if order is None: raise ValueError('it has no MATLAB header')
     found = {}
     for kind, payload in mat_elements(data[128:], order):
         if kind == MAT_COMPRESSED:
-            payload = zlib.decompressobj().decompress(payload, limit)
+            payload = zlib.decompressobj().decompress(payload, max(1, limit))
+            limit -= len(payload)
             kind, payload = next(mat_elements(payload, order), (0, b''))
         if kind == MAT_MATRIX:
             name, *rest = mat_matrix(payload, order)
@@ -65,9 +66,10 @@ class MatMask:
     def decode(self) -> np.ndarray:   # (H, W)
         "The mask, bool (H, W). Raises `RRNError` naming the file if it is missing, damaged or not such a mask."
         need(self.path, 'referit')
-        data = Path(self.path).read_bytes()
+        room = 8 * self.height * self.width + (1 << 20)                 # the mask in the widest numbers, and little else
+        data = file_bytes(self.path, 'mask', limit=room + (16 << 20))
         if data[:10] == b'MATLAB 7.3': raise RRNError(f"{self.path} is a MATLAB 7.3 file; expected version 5. Save it again with -v7.")
-        try: held = mat_matrices(data, limit=8 * self.height * self.width + (1 << 16))
+        try: held = mat_matrices(data, limit=room)
         except (ValueError, zlib.error, struct.error) as e:
             raise RRNError(f"{self.path} is no readable MATLAB file ({e}). Fetch it again.") from e
         if MASK_KEY not in held: raise RRNError(f"{self.path} holds {sorted(held)}; expected an array {MASK_KEY!r}.")
@@ -95,7 +97,8 @@ def region_samples(region:str, queries:list, split:str, folder:Path, sizes:dict,
     "The `Sample`s of one region. ReferIt has no classes, so `category` is '' and `distractors` 0."
     image, number = region_ids(region, where)
     picture = f"{region.split('_')[0]}.jpg"
-    if region not in regions.get(picture, ()): raise RRNError(f"{where}: region {region} is not in referit_imcrop.json.")
+    listed = regions.get(picture)
+    if not isinstance(listed, list) or region not in listed: raise RRNError(f"{where}: region {region} is not in referit_imcrop.json.")
     size = sizes.get(picture)
     if not isinstance(size, list) or len(size) != 2: raise RRNError(f"{where}: {picture} has no width and height in referit_imsize.json.")
     height, width = checked_size(size[1], size[0], f"referit_imsize.json: {picture}")

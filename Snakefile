@@ -1,0 +1,47 @@
+# The tables and figures of the paper, from nothing:   uv run snakemake reports --cores 2
+# Settings are fields of rrn.matrix.Matrix or of the configuration:   --config matrix=paper data_root=/data preset=fast
+from rrn.matrix import given_matrix, keys, outputs, weights_file
+
+SETTINGS = dict(config)
+PER_GPU = SETTINGS.pop('runs_per_gpu', 1)
+MATRIX = given_matrix(**SETTINGS)
+CELLS = MATRIX.cells()
+ARGUMENTS = ' '.join(f"'{k}={v}'" for k, v in dict(SETTINGS, runs_per_gpu=PER_GPU).items())
+TABLES = [f'reports/tables/{MATRIX.name}/table{n}.{kind}' for n in (1, 2) for kind in ('md', 'csv', 'tex')] + [f'reports/tables/{MATRIX.name}/claims.md']
+
+localrules: reports, runs, trained
+
+rule reports:
+    input: TABLES, f'reports/figures/{MATRIX.name}/figures.json'
+
+rule runs:
+    input: [file for cell in CELLS for file in outputs(cell)]
+
+rule trained:
+    input: [weights_file(cell) for cell in CELLS]
+
+# Drawn once, before the runs that share it.
+rule scenes:
+    output: touch('data/.scenes-drawn')
+    shell: 'python -c "from rrn.referit import open_dataset; import rrn.shapes; [open_dataset(n) for n in (\'shapes-unc\', \'shapes-referit\')]"'
+
+for place, cell in enumerate(CELLS):
+    rule:
+        name: f'train {cell.run}'
+        input: ancient(['data/.scenes-drawn'] if cell.config.dataset.startswith('shapes-') else [])
+        output: weights_file(cell), outputs(cell, 'train')
+        params: run=cell.run
+        resources: gpu=1
+        priority: len(CELLS) - place
+        log: f'reports/runs/{cell.run}/train.log'
+        shell: 'python -m rrn.matrix train {params.run} {ARGUMENTS} > {log} 2>&1'
+
+    if keys(cell, 'evaluate'):
+        rule:
+            name: f'evaluate {cell.run}'
+            input: ancient(weights_file(cell))
+            output: outputs(cell, 'evaluate')
+            params: run=cell.run
+            resources: gpu=1
+            log: f'reports/runs/{cell.run}/evaluate.log'
+            shell: 'python -m rrn.matrix evaluate {params.run} {ARGUMENTS} > {log} 2>&1'
