@@ -7,18 +7,19 @@ PER_GPU = SETTINGS.pop('runs_per_gpu', 1)
 MATRIX = given_matrix(**SETTINGS)
 CELLS = MATRIX.cells()
 ARGUMENTS = ' '.join(f"'{k}={v}'" for k, v in dict(SETTINGS, runs_per_gpu=PER_GPU).items())
-TABLES = [f'reports/tables/{MATRIX.name}/table{n}.{kind}' for n in (1, 2) for kind in ('md', 'csv', 'tex')] + [f'reports/tables/{MATRIX.name}/claims.md']
+FOLDER = f'{MATRIX.subfolder}/'.lstrip('/')
+TABLES = [f'reports/tables/{FOLDER}table{n}.{kind}' for n in (1, 2) for kind in ('md', 'csv', 'tex')] + [f'reports/tables/{FOLDER}claims.md']
 
 localrules: reports, runs, trained
 
 rule reports:
-    input: TABLES, f'reports/figures/{MATRIX.name}/figures.json'
+    input: TABLES, f'reports/figures/{FOLDER}figures.json'
 
 rule runs:
-    input: [file for cell in CELLS for file in outputs(cell)]
+    input: [file for cell in CELLS for file in outputs(MATRIX, cell)]
 
 rule trained:
-    input: [weights_file(cell) for cell in CELLS]
+    input: [weights_file(MATRIX, cell) for cell in CELLS]
 
 # Drawn once, before the runs that share it.
 rule scenes:
@@ -29,7 +30,7 @@ for place, cell in enumerate(CELLS):
     rule:
         name: f'train {cell.run}'
         input: ancient(['data/.scenes-drawn'] if cell.config.dataset.startswith('shapes-') else [])
-        output: weights_file(cell), outputs(cell, 'train')
+        output: weights_file(MATRIX, cell), outputs(MATRIX, cell, 'train')
         params: run=cell.run
         resources: gpu=1
         priority: len(CELLS) - place
@@ -39,8 +40,8 @@ for place, cell in enumerate(CELLS):
     if keys(cell, 'evaluate'):
         rule:
             name: f'evaluate {cell.run}'
-            input: ancient(weights_file(cell))
-            output: outputs(cell, 'evaluate')
+            input: ancient(weights_file(MATRIX, cell))
+            output: outputs(MATRIX, cell, 'evaluate')
             params: run=cell.run
             resources: gpu=1
             log: f'reports/runs/{cell.run}/evaluate.log'

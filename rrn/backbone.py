@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'COLOURS', 'STRIDES', 'HEADS', 'EXAMPLES', 'NORMS', 'BACKBONES', 'LATER', 'ALIASES', 'UNITS', 'LEAVES',
-           'NORM_LEAVES', 'Backbone', 'load_weights', 'fit_weights', 'ResNet101', 'Block', 'SmallResNet',
-           'TimmBackbone', 'stage_parameters', 'freeze', 'build_backbone', 'pad_same', 'ConvNorm', 'Bottleneck',
-           'DeepLabTF', 'caffe_name', 'deeplab_resnet101_tf', 'backbone_to_tf']
+           'NORM_LEAVES', 'Backbone', 'Rehearsal', 'rehearse', 'plain_tensor', 'load_weights', 'load_pickled',
+           'fit_weights', 'ResNet101', 'Block', 'SmallResNet', 'TimmBackbone', 'stage_parameters', 'freeze',
+           'build_backbone', 'pad_same', 'ConvNorm', 'Bottleneck', 'DeepLabTF', 'caffe_name', 'deeplab_resnet101_tf',
+           'backbone_to_tf']
 
-# %% ../nbs/08_backbone.ipynb #6f4c88fa
-import difflib, importlib, re
+# %% ../nbs/08_backbone.ipynb #d78ec2b4
+import difflib, importlib, io, pickle, re, zipfile
 from collections import OrderedDict
 from pathlib import Path
 import numpy as np
@@ -21,6 +22,7 @@ import torchvision
 from torch import nn
 from .core import RRNError, assets, one_of
 from .image import BGR_MEAN
+from .refer import PlainOpcodes, PlainUnpickler, plain_opcodes
 
 # %% ../nbs/08_backbone.ipynb #fcab8a5c
 LEVELS = ('C1', 'C2', 'C3', 'C4', 'C5')
@@ -52,6 +54,31 @@ class Backbone(nn.Module):
         "Training mode, unless frozen: then a parent's `.train()` changes nothing here."
         return super().train(mode and not self.frozen)
 
+# %% ../nbs/08_backbone.ipynb #7c555b11
+class Rehearsal(PlainUnpickler):
+    "Runs through the pickle of a weights file with stand-ins for all that it asks for; what is unusual raises."
+    def find_class(self, module, name): return lambda *args: {}
+    def persistent_load(self, id): return {}
+    def load_build(self): self.stack.pop()
+    dispatch = PlainOpcodes(plain_opcodes | {pickle.BUILD[0]: load_build, pickle.BINPERSID[0]: pickle._Unpickler.load_binpersid})
+
+def rehearse(path):
+    "Raise unless the pickles in PyTorch's file (a zip, or the five pickles of old) are plain and its members no larger than itself."
+    with open(path, 'rb') as f: start = io.BytesIO(f.read(1 << 26))                # old files: raw numbers follow the pickles
+    if start.getvalue()[:4] != b'PK\3\4':
+        for _ in range(5): Rehearsal(start).load()
+        return
+    with zipfile.ZipFile(path) as z:
+        if sum(m.file_size for m in z.infolist()) > path.stat().st_size: raise RRNError("its parts are larger than the file")
+        for member in z.infolist():
+            if member.filename.endswith('.pkl'): Rehearsal(io.BytesIO(z.read(member))).load()
+
+def plain_tensor(t):
+    "A tensor of the file's as one of our own; `RRNError` if it is not plain real numbers, all of which are in the file."
+    odd = t.layout != torch.strided or t.device.type != 'cpu' or t.is_quantized or t.is_complex() or t.is_neg()
+    if odd or t.numel() * t.element_size() > t.untyped_storage().nbytes(): raise RRNError("it holds a tensor of another kind than plain numbers")
+    return t.detach().clone()
+
 # %% ../nbs/08_backbone.ipynb #5b12c16d
 def load_weights(path    # .safetensors, .pth, .pt or .bin file; {'state_dict': ...} and {'model': ...} are unwrapped
                 ) -> dict:
@@ -59,18 +86,24 @@ def load_weights(path    # .safetensors, .pth, .pt or .bin file; {'state_dict': 
     path = Path(path)
     if not path.is_file(): raise RRNError(f"weights file {path} is missing.")
     one_of('suffix of the weights file', path.suffix, ['.safetensors', '.pth', '.pt', '.bin'])
-    try:
-        if path.suffix == '.safetensors': state = safetensors.torch.load_file(path)
-        else: state = torch.load(path, map_location='cpu', weights_only=True)
+    try: state = safetensors.torch.load_file(path) if path.suffix == '.safetensors' else load_pickled(path)
     except Exception as e:     # a damaged file can fail in any way inside the two readers
-        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        why = str(e).splitlines()[0][:300] if str(e) else type(e).__name__
         raise RRNError(f"weights file {path} cannot be read ({why}). It may be cut off, or no weights file at all; "
                        "fetch it again.") from e
+    if not state: raise RRNError(f"weights file {path} holds no tensors; save a model's state_dict.")
+    return state
+
+def load_pickled(path) -> dict:
+    "Name -> tensor of a file of PyTorch's own; anything may be raised."
+    rehearse(path)
+    with open(path, 'rb') as f: zipped = f.read(4) == b'PK\3\4'
+    state = torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)      # mapped, so that no claim reaches beyond the file
     for key in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise RRNError(f"weights file {path} holds something other than named tensors; save a model's state_dict.")
-    return dict(state)
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in state.items()):
+        raise RRNError("it holds something other than named tensors; save a model's state_dict")
+    return {n: plain_tensor(v) for n, v in state.items()}
 
 # %% ../nbs/08_backbone.ipynb #18519d2a
 HEADS = ('fc', 'classifier', 'aux_classifier', 'head', 'conv_head', 'bn2', 'final_conv', 'norm', 'head_norm')

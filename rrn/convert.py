@@ -7,19 +7,19 @@ __all__ = ['SIDES', 'RELATIONS', 'MARGIN', 'RATIO', 'SMALLEST', 'View', 'Object'
            'first_of', 'pick_related', 'meant_in', 'meant', 'class_words', 'objects_of', 'speakable', 'phrases_for',
            'wordings', 'sentences_for', 'Said', 'generate', 'said_of', 'read_sentences', 'split_images', 'given_splits',
            'own_picture', 'new_name', 'unique_ids', 'read_own', 'ref_entries', 'place_picture', 'only_spoken_of',
-           'dump_json', 'put_together', 'sentences_or_made', 'new_folder', 'open_own', 'convert', 'main']
+           'dump_json', 'put_together', 'sentences_or_made', 'open_own', 'convert', 'main']
 
-# %% ../nbs/24_convert.ipynb #3e9030f5
-import argparse, contextlib, json, os, pickle, re, shutil, sys, tempfile
+# %% ../nbs/24_convert.ipynb #c644e820
+import argparse, json, os, pickle, re, shutil, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
-from .core import RRNError, derived_rng, one_of, read_json, whole_file, write_json
+from .core import RRNError, derived_rng, new_folder, one_of, read_json, whole_file, write_json
+from .data import open_picture
 from .refer import IMAGE_FOLDER, CocoMask, Instances, ReferringDataset, by_split, checked_size, field, plain_name, read_refer
 from .referit import register_dataset
 from .text import split_words
@@ -233,9 +233,8 @@ def own_picture(image:dict, folder:Path, where:str) -> Path:
     if path.is_absolute() or '..' in path.parts or '\\' in name or '\0' in name: raise RRNError(f"{where} has file name {name!r}, which leads out of its folder.")
     path = Path(folder)/path
     try:
-        with Image.open(path) as picture: width, height = picture.size
-    except FileNotFoundError: raise RRNError(f"{where}: picture {path} is missing.") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as e: raise RRNError(f"{where}: {path} is no readable picture ({e}).") from e
+        with open_picture(path) as picture: width, height = picture.size
+    except RRNError as e: raise RRNError(f"{where}: {e}") from e
     stated = image.get('height', height), image.get('width', width)
     if stated != (height, width): raise RRNError(f"{where}: {path} has {height} x {width} pixels, its annotations are for {stated[0]} x {stated[1]}.")
     image['height'], image['width'] = checked_size(height, width, where)
@@ -309,7 +308,7 @@ def dump_json(path, value):
     "Write JSON without line breaks, whole or not at all; `RRNError` for a number that JSON does not have."
     try:
         with whole_file(path) as f: json.dump(value, f, allow_nan=False)
-    except ValueError as e: raise RRNError(f"The annotations hold NaN or an infinite number ({e}).") from e
+    except (ValueError, RecursionError) as e: raise RRNError(f"The annotations hold NaN or an infinite number ({e}).") from e
 
 def put_together(root:Path, data:dict, files:dict, entries:list, record:dict, link:bool, progress:bool):
     "Write a whole data set below `root`: pictures, annotations, references, and the record of how it was made."
@@ -333,21 +332,7 @@ def sentences_or_made(data:dict, sentences, seed:int, most:int, smallest:float, 
     if not said: raise RRNError("No object can be named from the annotations alone. Give sentences of your own.")
     return said
 
-# %% ../nbs/24_convert.ipynb #712435b9
-@contextlib.contextmanager
-def new_folder(path):
-    "A hidden folder that becomes `path` if the block ends well and is removed otherwise. `RRNError` if `path` holds something."
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())): raise RRNError(f"{path} is there already. Choose a new folder, or move it away.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.part', dir=path.parent))
-    try:
-        (part/'all').mkdir()
-        yield part/'all'
-        os.rename(part/'all', path)
-    except OSError as e: raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another disk.") from e
-    finally: shutil.rmtree(part, ignore_errors=True)
-
+# %% ../nbs/24_convert.ipynb #c7e5f400
 def open_own(root) -> ReferringDataset:
     "The data set that `convert` wrote to `root`."
     record = read_json(Path(root)/'convert.json', 'record of rrn.convert')

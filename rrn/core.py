@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CANNOT_WRITE', 'PACKAGES', 'RRNError', 'one_of', 'repo_root', 'assets', 'writing', 'whole_file', 'write_json',
            'file_bytes', 'read_json', 'seed_everything', 'derived_rng', 'pick_device', 'versions', 'code_version',
-           'device_name', 'locked']
+           'device_name', 'locked', 'new_folder']
 
 # %% ../nbs/00_core.ipynb #7b8c8d8a
-import contextlib, difflib, errno, importlib.metadata, json, os, platform, random, subprocess, tempfile
+import contextlib, difflib, errno, importlib.metadata, json, os, platform, random, shutil, subprocess, tempfile
 from pathlib import Path
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ def assets() -> Path:
     return here/'assets'
 
 # %% ../nbs/00_core.ipynb #46f1922b
-CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+                errno.EISDIR, errno.ENAMETOOLONG}
 
 def _why_not_written(path, e):
     "What to tell the user when the operating system refuses to write."
@@ -173,3 +174,19 @@ def locked(folder):
         except OSError:
             raise RRNError(f"{folder} is in use by another run. Wait for it to end, or choose another run name.") from None
         yield folder
+
+# %% ../nbs/00_core.ipynb #712435b9
+@contextlib.contextmanager
+def new_folder(path):
+    "A hidden folder that becomes `path` if the block ends well and is removed otherwise. `RRNError` if `path` holds something, or cannot be written."
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())): raise RRNError(f"{path} is there already. Choose a new folder, or move it away.")
+    part = path.parent/f'.{path.name}.part'
+    with locked(part):
+        try:
+            shutil.rmtree(part/'all', ignore_errors=True)
+            (part/'all').mkdir()
+            yield part/'all'
+            os.rename(part/'all', path)
+        except OSError as e: raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another disk.") from e
+        finally: shutil.rmtree(part, ignore_errors=True)

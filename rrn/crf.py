@@ -66,10 +66,10 @@ def places_and_colours(image, sxy:float, srgb:float):
 def lift(features):      # (N, d)
     "Features in the hyperplane of the lattice: (N, d+1), rows sum to 0 (section 3.1 of Adams et al.)."
     d = features.shape[1]
-    i = torch.arange(1, d + 1, device=features.device)
-    scaled = features * ((d + 1) * (2 / (3 * i.double() * (i + 1))).sqrt()).float()             # (N, d)
+    i, unit = torch.arange(1, d + 1), float(np.float32((2 / 3)**.5 * (d + 1)))
+    scaled = features * (unit / (i * (i + 1)).double().sqrt()).float().to(features.device)      # (N, d)
     behind = F.pad(scaled.flip(1).cumsum(1).flip(1), (0, 1))                                    # (N, d+1)
-    return behind - F.pad(i * scaled, (1, 0))
+    return behind - F.pad(i.to(features.device) * scaled, (1, 0))
 
 # %% ../nbs/27_crf.ipynb #bb8b107e
 def simplex(y):          # (N, d+1), rows sum to 0
@@ -79,7 +79,7 @@ def simplex(y):          # (N, d+1), rows sum to 0
     rank = (y - steps * n).argsort(dim=1, descending=True, stable=True).argsort(1) + steps.sum(1, keepdim=True).long()
     back = (rank < 0).long() - (rank >= n).long()
     rank, vertex = rank + n * back, n * (steps.long() + back)
-    ordered = torch.empty_like(y).scatter_(1, n - 1 - rank, (y - vertex) / n)        # smallest remainder first
+    ordered = torch.empty_like(y).scatter_(1, n - 1 - rank, (y - vertex) * (1 / n))   # smallest remainder first
     weights = ordered - ordered.roll(1, 1)
     weights[:, 0] += 1
     return vertex, rank, weights
@@ -182,7 +182,8 @@ def pydensecrf_crf(p,         # (S, H, W) float32 array in 0..1, foreground prob
 # %% ../nbs/27_crf.ipynb #e212b583
 def _checked(p, image, where):
     "`p` (S, H, W) as float32 and `image` (H, W, 3), or `RRNError`."
-    if p.ndim != 3 or not p.is_floating_point() or image.dtype != torch.uint8 or tuple(image.shape) != (*p.shape[1:], 3) or not image.numel():
+    fit = p.ndim == 3 and tuple(image.shape) == (*p.shape[1:], 3) and image.numel()
+    if not fit or not p.is_floating_point() or image.dtype != torch.uint8:
         raise RRNError(f'DenseCRF, {where}: wants probabilities (S, H, W) and an image (H, W, 3) of uint8, '
                        f'not {tuple(p.shape)} of {p.dtype} and {tuple(image.shape)} of {image.dtype}.')
     if not ((p >= 0) & (p <= 1)).all():
@@ -206,8 +207,10 @@ class CRF:
 
     def batch(self, p, images, image_of):   # (S, 1, H, W) float in 0..1, (B, 3, H, W) uint8 RGB, (S,) int64
         "Refined foreground probabilities of S sentences about B images, as a tensor like `p`: (S, 1, H, W)."
-        if p.ndim != 4 or p.shape[1] != 1 or len(image_of) != len(p):
-            raise RRNError(f'DenseCRF, a batch: wants probabilities (S, 1, H, W) and S image numbers, not {tuple(p.shape)} and {len(image_of)}.')
+        if p.ndim != 4 or p.shape[1] != 1 or len(image_of) != len(p) or not ((image_of >= 0) & (image_of < len(images))).all():
+            raise RRNError('DenseCRF, a batch: wants probabilities (S, 1, H, W) and S numbers of images, not '
+                           f'{tuple(p.shape)}, {len(image_of)} numbers and {len(images)} images.')
+        if not len(p): return p.clone()
         groups = [(b, (image_of == b).nonzero()[:, 0].to(p.device)) for b in image_of.unique().tolist()]
         jobs = [_checked(p[which, 0], images[b].permute(1, 2, 0), f'image {b}') for b, which in groups]
         out = torch.empty_like(p)
@@ -228,15 +231,16 @@ class TorchCRF(CRF):
 
 # %% ../nbs/27_crf.ipynb #7ba763ab
 class PyDenseCRF(CRF):
-    "The CRF by pydensecrf, in `workers` processes (None: as many as there are cores; 0: in this one)."
+    "The CRF by pydensecrf, in `workers` processes (None: one a core, at most 8; 0: in this one)."
     name = 'pydensecrf'
     def __init__(self, settings:CRFSettings=CRFSettings(), workers:int|None=None):
         super().__init__(settings)
         if not have_pydensecrf():
             raise RRNError("DenseCRF: pydensecrf is not installed. Install it with `uv sync --extra dcrf` (or `pip install 'rrn[dcrf]'`; "
                            "it needs a C++ compiler), or choose 'torch', which needs nothing and gives the same labels.")
-        if workers is not None and (not isinstance(workers, int) or workers < 0): raise RRNError(f'DenseCRF: workers={workers!r} is not a number of processes, 0 or more.')
-        self.workers, self.pool = os.cpu_count() if workers is None else workers, None
+        if workers is not None and (not isinstance(workers, int) or workers < 0):
+            raise RRNError(f'DenseCRF: workers={workers!r} is not a number of processes, 0 or more.')
+        self.workers, self.pool = min(8, os.cpu_count() or 1) if workers is None else workers, None
 
     def refine(self, jobs):
         "Refined probabilities of each job, in order. Raises `RRNError` if a worker dies."
@@ -261,7 +265,7 @@ class PyDenseCRF(CRF):
 CRFS = ['none', 'pydensecrf', 'torch', 'auto']
 
 def make_crf(name:str='auto',         # 'none', 'pydensecrf', 'torch', or 'auto': pydensecrf if it is installed, else torch
-             workers:int|None=None,   # processes of pydensecrf; None: one a core, 0: in this process
+             workers:int|None=None,   # processes of pydensecrf; None: one a core, at most 8; 0: in this process
              **settings               # of `CRFSettings`, where they differ from the released ones
             ) -> CRF:
     "A CRF by name. Raises `RRNError` for an unknown name or setting, and for pydensecrf where it is not installed."

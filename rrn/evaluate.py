@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 from .core import RRNError, derived_rng, one_of
-from .data import Batches, Reader, evaluation_order, group_by_image, loader
+from .data import Batches, Reader, evaluation_order, group_by_image, loader, workers_alive
 from .image import mask_out
 from .loss import upsample_probability
 from .metrics import SegmentationMetrics
@@ -53,6 +53,7 @@ def score(sample, target, prediction) -> tuple:
     return (sample.sent_id, sample.ref_id, sample.image_id, sample.sentence, len(sample.sentence.split()),
             100 * float(target.mean()), sample.distractors, i, u, i / u if u else 0.)
 
+@workers_alive()
 def evaluate(model:RRN,              # in evaluation mode
              samples,                # list of Sample
              reader:Reader,          # encodes and places

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'OTHERS', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2', 'WITH_CRF', 'SHAPES', 'MATRICES', 'STEPS', 'System',
-           'rrn', 'kind_of', 'Cell', 'Matrix', 'splits_of', 'given_matrix', 'keys', 'weights_file', 'outputs',
-           'papermill_command', 'command', 'device_slot', 'pairs', 'carry_out', 'main']
+           'rrn', 'kind_of', 'Cell', 'Matrix', 'splits_of', 'given_matrix', 'keys', 'from_root', 'weights_file',
+           'outputs', 'papermill_command', 'command', 'device_slot', 'pairs', 'carry_out', 'main']
 
 # %% ../nbs/29_matrix.ipynb #d3a50193
 import argparse, contextlib, os, subprocess, sys, tempfile
@@ -82,6 +82,14 @@ class Matrix:
     repeated: tuple = ('row1', 'row2', 'row5', 'row8', 'row9', 'row12')
     rows: tuple = tuple(TABLE1)     # of Table 1
     overrides: dict = field(default_factory=dict)   # fields of Config
+    folder: str = ''                # of its runs; '': reports/runs
+
+    @property
+    def subfolder(self): return '' if self.name == 'embedded' else self.name         # of reports/tables and reports/figures
+
+    def run(self, name) -> Run:
+        "The run of that name."
+        return Run((Path(self.folder) if self.folder else runs_folder())/name)
 
     def configuration(self, system, dataset, seed) -> Config:
         "The configuration of a system on a data set."
@@ -137,14 +145,15 @@ def keys(cell:Cell, step='') -> list:
     rest = [k for k in plain if k not in trained] + [f'{k} (dcrf)' for k in plain if cell.crf]
     return dict(train=trained, evaluate=rest).get(step, trained + rest)
 
-def weights_file(cell:Cell) -> str:
-    "The trained weights of a run, relative to the project."
-    return str(Run(runs_folder()/cell.run).weights.relative_to(repo_root()))
+def from_root(path) -> str: return os.path.relpath(path, repo_root())
 
-def outputs(cell:Cell, step='') -> list:
+def weights_file(matrix:Matrix, cell:Cell) -> str:
+    "The trained weights of a run, relative to the project."
+    return from_root(matrix.run(cell.run).weights)
+
+def outputs(matrix:Matrix, cell:Cell, step='') -> list:
     "The files with counts that a step ('': both) leaves, relative to the project."
-    run = Run(runs_folder()/cell.run)
-    return [str(rows_file(run, k).relative_to(repo_root())) for k in keys(cell, step)]
+    return [from_root(rows_file(matrix.run(cell.run), k)) for k in keys(cell, step)]
 
 # %% ../nbs/29_matrix.ipynb #9c0b3b96
 def papermill_command(notebook:str, out, **parameters) -> list:
@@ -154,8 +163,8 @@ def papermill_command(notebook:str, out, **parameters) -> list:
 
 def command(matrix:Matrix, cell:Cell, step, device='auto') -> list:
     "The command that carries out a step of a cell."
-    folder, root = runs_folder()/cell.run, dict(data_root=matrix.data_root) if matrix.data_root else {}
-    common = dict(run=cell.run, controls=False, device=device) | root
+    folder, root = matrix.run(cell.run).folder, dict(data_root=matrix.data_root) if matrix.data_root else {}
+    common = dict(run=folder if matrix.folder else cell.run, controls=False, device=device) | root
     if one_of('step', step, STEPS) == 'evaluate':
         splits = [s for s in cell.splits if cell.crf or s != 'val']
         return papermill_command(step, folder/'evaluate.ipynb', splits=','.join(splits), protocols=False, crf='auto' if cell.crf else 'none', **common)
@@ -196,9 +205,9 @@ def carry_out(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
     "Train or evaluate the run called `name`. Raises `RRNError` if there is none, or if it fails."
     cells = {c.run: c for c in matrix.cells()}
     cell = cells[one_of('run', name, cells)]
-    (runs_folder()/cell.run).mkdir(parents=True, exist_ok=True)
+    folder = matrix.run(cell.run).folder; folder.mkdir(parents=True, exist_ok=True)
     with device_slot(per_gpu=runs_per_gpu) as device: done = subprocess.run(command(matrix, cell, step, device), cwd=repo_root())
-    if done.returncode: raise RRNError(f"{step} of run {name} failed; what it says stands above and in {runs_folder()/name/step}.ipynb.")
+    if done.returncode: raise RRNError(f"{step} of run {name} failed; what it says stands above and in {folder/step}.ipynb.")
 
 def main(argv=None):
     "`python -m rrn.matrix train|evaluate <run> [name=value ...]`"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'METRICS', 'intersection_union', 'sample_iou', 'score', 'Counts', 'SegmentationMetrics', 'Interval',
-           'bootstrap_interval', 'paired_bootstrap']
+           'bootstrap_scores', 'bootstrap_interval', 'percentiles', 'paired_bootstrap']
 
 # %% ../nbs/15_metrics.ipynb #a6964ae7
 from typing import NamedTuple
@@ -131,28 +131,37 @@ def _resampled(terms, draws, seed):
     rng, k = derived_rng(seed), terms.shape[1]
     return np.stack([terms[:, rng.integers(k, size=k)].sum(1) for _ in range(draws)], 1)
 
+def bootstrap_scores(intersections, unions, clusters, metric='overall_iou', draws=1000, seed=0):   # as in `bootstrap_interval`
+    "The mean score over runs, and the same for each draw of clusters: (float, (draws,)). The same seed draws the same clusters."
+    runs = _runs(intersections, unions)
+    terms = _by_cluster([t for run in runs for t in _terms(metric, *run)], clusters)                   # (2R, K)
+    sums = _resampled(terms, draws, seed)                                                              # (2R, draws)
+    return float(np.mean([score(metric, *run) for run in runs])), _percent(sums[::2], sums[1::2]).mean(0)
+
+def _runs(intersections, unions): return list(zip(np.atleast_2d(intersections), np.atleast_2d(unions)))
+
 def _percent(above, below): return 100*np.divide(above, below, out=np.zeros_like(below), where=below > 0)
 
-# %% ../nbs/15_metrics.ipynb #da2da3b5
-def bootstrap_interval(intersections,         # (S,) pixels
-                       unions,                # (S,) pixels
+# %% ../nbs/15_metrics.ipynb #fa75c2a7
+def bootstrap_interval(intersections,         # (S,) pixels, or (R, S) of R runs on the same samples
+                       unions,                # as many
                        clusters,              # (S,) what is drawn together: the image of each sample
                        metric='overall_iou',  # one of METRICS
                        draws=1000,            # more draws make the ends of the interval less noisy
                        seed=0,                # of the draws
                        level=95               # percent of the draws inside the interval
                       ) -> Interval:          # percent
-    "Percentile bootstrap of a metric, clustered by image."
-    terms = _by_cluster(_terms(metric, intersections, unions), clusters)                   # (2, K)
-    return Interval(score(metric, intersections, unions), *_ends(_percent(*_resampled(terms, draws, seed)), level))
+    "Percentile bootstrap of a metric (of its mean over runs), clustered by image."
+    value, drawn = bootstrap_scores(intersections, unions, clusters, metric, draws, seed)
+    return Interval(value, *percentiles(drawn, level))
 
-def _ends(values, level):
+def percentiles(values, level=95):
     "The central `level` percent of `values`; `RRNError` unless 0 < level < 100."
     if not 0 < level < 100: raise RRNError(f"level={level} must lie between 0 and 100 percent.")
     return [float(v) for v in np.percentile(values, [50 - level/2, 50 + level/2])]
 
 # %% ../nbs/15_metrics.ipynb #07f0253f
-def paired_bootstrap(a,                     # (intersections, unions) of one system, (S,) each
+def paired_bootstrap(a,                     # (intersections, unions) of one system, (S,) each, or (R, S) of R runs
                      b,                     # those of the other, for the same samples in the same order
                      clusters,              # (S,) the image of each sample
                      metric='overall_iou',  # one of METRICS
@@ -160,7 +169,5 @@ def paired_bootstrap(a,                     # (intersections, unions) of one sys
                      level=95               # percent
                     ) -> Interval:          # percentage points
     "Bootstrap of the difference a - b on the same images. Raises `RRNError` if the samples are not as many."
-    terms = _by_cluster([*_terms(metric, *a), *_terms(metric, *b)], clusters)              # (4, K)
-    sums = _resampled(terms, draws, seed)                                                  # (4, draws)
-    difference = _percent(*sums[:2]) - _percent(*sums[2:])                                 # (draws,)
-    return Interval(score(metric, *a) - score(metric, *b), *_ends(difference, level))
+    (ours, drawn), (theirs, drawn_b) = (bootstrap_scores(*s, clusters, metric, draws, seed) for s in (a, b))      # the same seed: the same images
+    return Interval(ours - theirs, *percentiles(drawn - drawn_b, level))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .core import RRNError, one_of
+from .fusion import for_sentences
 
 # %% ../nbs/10_refine.ipynb #2a12c522
 ACTIVATIONS = {'relu': torch.relu, 'tanh': torch.tanh}
@@ -66,9 +67,19 @@ class ConvLSTM(Update):
     def project(self, x): return self.W(x)                      # (B, 4D, h, w)
 
     def forward(self, z, h, c=None):
+        if c is None: return self.first(z, h)
         i, f, g, o = (z + self.U(h)).chunk(4, 1)                # each (S, D, h, w)
-        new = i.sigmoid() * self.a(g)
-        c = new if c is None else f.sigmoid() * c + new
+        c = f.sigmoid() * c + i.sigmoid() * self.a(g)
+        return o.sigmoid() * self.a(c), c
+
+    def first(self, z, h):
+        "The step from a cell of zeros."
+        D = h.shape[1]
+        u_i, _, u_go = self.U.weight.split((D, D, 2*D))
+        z_i, _, z_go = z.split((D, D, 2*D), 1)
+        times = lambda u: F.conv2d(h, u, padding=self.U.padding)
+        g, o = (z_go + times(u_go)).chunk(2, 1)
+        c = (z_i + times(u_i)).sigmoid() * self.a(g)
         return o.sigmoid() * self.a(c), c
 
 # %% ../nbs/10_refine.ipynb #2b14216c
@@ -261,6 +272,11 @@ class Refinement(nn.Module):
         "x_t of every map of the pyramid, at resolution `size`: list of (B, D_Q, h, w). Computed once per image."
         return [F.relu(lateral(resize_to(features[m], size))) for m, lateral in zip(self.pyramid, self.laterals)]
 
+    def projected(self, xs, first=0):
+        "What the updates from step `first` on take from each x_t: where theta is shared, one product for all t."
+        if len(self.updates) > 1: return [self.update_at(t).project(x) for t, x in enumerate(xs, first)]
+        return self.update_at(0).project(torch.cat(xs)).chunk(len(xs))
+
     def forward(self,
                 q,              # (S, D_Q, h, w)
                 features,       # 'C1'..'C5' -> (B, C, h_i, w_i)
@@ -269,10 +285,8 @@ class Refinement(nn.Module):
                ):
         "h_T (S, D_Q, h, w), and with `keep` the list [h_0, h_1, ..., h_T]."
         if not self.pyramid: return (q, [q]) if keep else q
-        pick = (lambda z: z) if image_of is None else (lambda z: z.index_select(0, image_of))
-        xs = self.inputs(features, q.shape[-2:])
         first = self.start == 'zero'
-        z = [pick(self.update_at(t + first).project(x)) for t, x in enumerate(xs)]
+        z = [for_sentences(z_t, image_of) for z_t in self.projected(self.inputs(features, q.shape[-2:]), first)]
         if first: z, h = [self.update_at(0).project(q), *z], torch.zeros_like(q)
         else: h = q
         state, states = None, [h]

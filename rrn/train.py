@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LOG', 'RUN_OPTIONS', 'COUNTED', 'EVALUATION_OPTIONS', 'learning_rate', 'make_optimiser', 'convolution_weights',
            'weight_bytes', 'write_bytes', 'sha256', 'random_states', 'set_random_states', 'save_checkpoint',
-           'checkpoints', 'check_checkpoint', 'restore', 'resume_from', 'run_name', 'Run', 'runs_folder',
-           'start_record', 'write_record', 'provenance', 'read_log', 'Log', 'FeatureCache', 'feature_cache',
-           'update_step', 'check_finite', 'Plan', 'Reporter', 'train', 'check_options', 'choose_preset', 'find_root',
-           'Job', 'make_reader', 'pick_workers', 'open_job', 'open_named', 'make_vocabulary', 'run_job', 'finish',
-           'blind_job', 'rows_file', 'write_rows', 'read_rows', 'add_metrics', 'open_run', 'find_run',
-           'open_evaluation', 'papermill_output', 'keep_notebook']
+           'checkpoints', 'check_checkpoint', 'restore', 'restore_state', 'resume_from', 'run_name', 'Run',
+           'runs_folder', 'start_record', 'write_record', 'provenance', 'read_log', 'Log', 'FeatureCache',
+           'feature_cache', 'update_step', 'check_finite', 'Plan', 'Reporter', 'train', 'check_options',
+           'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers', 'open_job', 'open_named',
+           'make_vocabulary', 'run_job', 'finish', 'blind_job', 'rows_file', 'write_rows', 'read_rows', 'add_metrics',
+           'open_run', 'find_run', 'open_evaluation', 'papermill_output', 'keep_notebook']
 
 # %% ../nbs/18_train.ipynb #806c3a3c
 import gzip, hashlib, io, json, math, os, random, shutil, time, zlib
@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 import rrn.baselines                  # adds the paper's other systems
 from .core import (RRNError, code_version, device_name, locked, one_of, pick_device, read_json, repo_root, seed_everything, versions,
                       whole_file, write_json)
-from .data import Batches, Reader, TrainingOrder, group_by_image, loader
+from .backbone import rehearse
+from .data import Batches, Reader, TrainingOrder, group_by_image, loader, workers_alive
 from .evaluate import autocast, evaluate, summary
 from .loss import segmentation_loss
 from .model import Config, RRN, preset
@@ -108,20 +108,32 @@ def checkpoints(folder) -> list:
 def check_checkpoint(path):
     "`RRNError` if a checkpoint's files are not what its manifest says."
     manifest = read_json(path/'manifest.json', 'checkpoint manifest')
-    for name, digest in manifest['sha256'].items():
+    digests = manifest.get('sha256') if isinstance(manifest, dict) else None
+    if not isinstance(digests, dict) or set(digests) != {'weights.safetensors', 'state.pt'}:
+        raise RRNError(f"checkpoint manifest {path/'manifest.json'} does not name the files of a checkpoint.")
+    for name, digest in digests.items():
         if not (path/name).is_file() or sha256(path/name) != digest: raise RRNError(f"checkpoint file {path/name} is damaged or missing.")
 
 # %% ../nbs/18_train.ipynb #77af0a7d
 def restore(model:RRN, path):
     "Load trained weights from a safetensors file; `RRNError` if it is damaged or made for another network."
     try: state = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as e: raise RRNError(f"weights {path} cannot be read ({e}); restore the file or train again.") from e
-    wanted = {n: tuple(t.shape) for n, t in model.trained_state().items()}
-    found = {n: tuple(t.shape) for n, t in state.items()}
+    except Exception as e: raise RRNError(f"weights {path} cannot be read ({e}); restore the file or train again.") from e    # damage has many forms
+    wanted = {n: (t.shape, t.dtype) for n, t in model.trained_state().items()}
+    found = {n: (t.shape, t.dtype) for n, t in state.items()}
     if wanted != found:
         odd = sorted({n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)})
         raise RRNError(f"weights {path} belong to another network: {len(odd)} entries differ, such as {', '.join(odd[:3])}.")
     model.load_state_dict(state, strict=False)
+
+def restore_state(path, optimiser) -> int:
+    "Load the optimiser's and the generators' states from a checkpoint's file; the number of updates made. `RRNError` if it is something else."
+    try:
+        rehearse(path)
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        optimiser.load_state_dict(state['optimiser']); set_random_states(state['random'])
+        return int(state['step'])
+    except Exception as e: raise RRNError(f"checkpoint file {path} holds something else than a training's state ({type(e).__name__}: {e}).") from e
 
 def resume_from(folder, model:RRN, optimiser) -> int:
     "Load the newest sound checkpoint into model and optimiser; the number of updates made (0 if there is none)."
@@ -130,10 +142,8 @@ def resume_from(folder, model:RRN, optimiser) -> int:
         try:
             check_checkpoint(path)
             restore(model, path/'weights.safetensors')
-            state = torch.load(path/'state.pt', map_location='cpu', weights_only=True)
-        except RRNError as e: broken.append(f'{e}'); print(f'passing over {path.name}: {e}'); continue
-        optimiser.load_state_dict(state['optimiser']); set_random_states(state['random'])
-        return state['step']
+            return restore_state(path/'state.pt', optimiser)
+        except RRNError as e: broken.append(f'{e}'); print(f'passing over {path.name}: {e}')
     if broken: raise RRNError(f"no checkpoint in {folder} can be used: {' '.join(broken)} Train again with resume=False.")
     return 0
 
@@ -161,11 +171,13 @@ class Run:
         "The configuration in the run's record; fields that are newer than the record have their defaults."
         record = read_json(self.folder/'config.json', 'run record')
         try: return Config(**record['config'])
-        except (KeyError, TypeError) as e: raise RRNError(f"run record {self.folder/'config.json'} is no rrn configuration ({e!r}).") from e
+        except (KeyError, TypeError, RRNError) as e: raise RRNError(f"run record {self.folder/'config.json'} is no rrn configuration ({e}).") from e
 
     def vocabulary(self) -> Vocabulary:
         "The vocabulary the run was trained with."
-        return Vocabulary.from_dict(read_json(self.folder/'vocabulary.json', 'vocabulary of the run'))
+        path = self.folder/'vocabulary.json'
+        try: return Vocabulary.from_dict(read_json(path, 'vocabulary of the run'))
+        except RRNError as e: raise RRNError(f"{path}: {e}") from e
 
 def runs_folder() -> Path:
     "Where run records are kept."
@@ -195,8 +207,10 @@ def provenance(device) -> dict:
 LOG = ['step', 'loss', 'lr', 'grad_norm', 'sentences', 'seconds', 'val_overall_iou', 'val_mean_iou']
 
 def read_log(run:Run) -> pd.DataFrame:
-    "The run's log, one row per report."
-    return pd.read_csv(run.log) if run.log.exists() else pd.DataFrame(columns=LOG)
+    "The run's log, one row per report; `RRNError` if the file holds something else."
+    if not run.log.exists(): return pd.DataFrame(columns=LOG)
+    try: return pd.read_csv(run.log)[LOG].astype(float).astype({'step': int})
+    except (ValueError, KeyError, OSError) as e: raise RRNError(f"log {run.log} is none of a training ({e}). Move it away, or train again with resume=False.") from e
 
 class Log:
     "Appends rows to log.csv and to TensorBoard; goes on after `step`."
@@ -305,7 +319,8 @@ class Reporter:
         self.log.add(step=done, **row, sentences=sum(sentences), seconds=self.seconds())
         bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", sentences_per_s=round(sum(r.get('sentences', 0) for r in self.log.rows) / self.seconds()))
 
-# %% ../nbs/18_train.ipynb #6a8c9f4d
+# %% ../nbs/18_train.ipynb #d2c7adb2
+@workers_alive()
 def train(model:RRN,
           order:TrainingOrder,   # which samples each batch holds
           reader:Reader,

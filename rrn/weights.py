@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from .backbone import BACKBONES, UNITS, DeepLabTF, backbone_to_tf, deeplab_resnet101_tf, freeze, load_weights
 from .baselines import RMIHead
-from .core import RRNError, one_of
+from .core import RRNError, file_bytes, one_of
 from .model import RRN, Head, preset
 from .refer import PlainOpcodes, PlainUnpickler, plain_opcodes
 from .refine import ReleasedConvLSTM
@@ -455,7 +455,7 @@ def _bytes_of(path):
 # %% ../nbs/20_weights.ipynb #91f30ca3
 def read_v2(prefix) -> dict:
     "Name -> array of a version 2 checkpoint, given the common part of its file names."
-    records = dict(table(_bytes_of(Path(f'{prefix}.index')).tobytes()))
+    records = dict(table(file_bytes(f'{prefix}.index')))
     header = message(records.pop(b'', b''))
     shards = first(header, 1, 0)
     if not 0 < shards <= 1000 or first(header, 2, 0): raise RRNError("its header is none of a little-endian checkpoint")
@@ -561,7 +561,7 @@ CAFFE_NORMS = dict(scale='gamma', offset='beta', mean='moving_mean', variance='m
 
 def read_npy(path) -> dict:
     "Name -> array of a pickled dictionary {layer: {leaf: array}} or {layer: [weights, biases]} in a .npy file; no code runs."
-    with open(path, 'rb') as f:
+    with io.BytesIO(file_bytes(path, 'checkpoint', limit=4 << 30)) as f:
         version = np.lib.format.read_magic(f)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(f)
@@ -594,8 +594,9 @@ def read_checkpoint(path   # V2: .index, .data-..., or what they share; V1: .ckp
         raise RRNError(f"checkpoint {path} cannot be read ({type(e).__name__}: {e}). It may be cut off, or of another kind; fetch it again.") from e
 
 def _array(w):
-    "A tensor as an array; NumPy has no bfloat16."
-    return w.float().numpy() if w.dtype == torch.bfloat16 else w.numpy()
+    "A tensor as an array; of a kind that NumPy does not have, such as bfloat16, in 32 bits."
+    try: return w.numpy()
+    except TypeError: return w.float().numpy()
 
 # %% ../nbs/20_weights.ipynb #4aa7fd74
 PORT_LEAVES = {'weight': 'gamma', 'bias': 'beta', 'running_mean': 'moving_mean', 'running_var': 'moving_variance'}

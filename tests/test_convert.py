@@ -372,7 +372,7 @@ def test_annotations_that_do_not_fit(own, message):
 @pytest.mark.parametrize('content', [b'', b'junk', b'\x89PNG\r\n\x1a\n'])
 def test_pictures_that_are_none(own, content):
     (own/'photos'/'1.png').write_bytes(content)
-    with pytest.raises(RRNError, match='1.png is no readable picture'): converted(own)
+    with pytest.raises(RRNError, match='1.png cannot be decoded'): converted(own)
     clean(own)
 
 @pytest.mark.parametrize('content', ['', '[]', '{', '3', 'null', '{"images": [3], "annotations": [], "categories": []}'])
