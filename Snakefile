@@ -7,10 +7,11 @@ PER_GPU = SETTINGS.pop('runs_per_gpu', 1)
 MATRIX = given_matrix(**SETTINGS)
 CELLS = MATRIX.cells()
 ARGUMENTS = ' '.join(f"'{k}={v}'" for k, v in dict(SETTINGS, runs_per_gpu=PER_GPU).items())
+PARAMETERS = ' '.join(f"-p {k} '{v}'" for k, v in SETTINGS.items())
 FOLDER = f'{MATRIX.subfolder}/'.lstrip('/')
 TABLES = [f'reports/tables/{FOLDER}table{n}.{kind}' for n in (1, 2) for kind in ('md', 'csv', 'tex')] + [f'reports/tables/{FOLDER}claims.md']
 
-localrules: reports, runs, trained
+localrules: reports, runs, trained, tables, figures
 
 rule reports:
     input: TABLES, f'reports/figures/{FOLDER}figures.json'
@@ -20,6 +21,16 @@ rule runs:
 
 rule trained:
     input: [weights_file(MATRIX, cell) for cell in CELLS]
+
+rule tables:
+    input: [file for cell in CELLS for file in outputs(MATRIX, cell)]
+    output: TABLES
+    shell: 'papermill nbs/tables.ipynb out-tables.ipynb --no-progress-bar {PARAMETERS}'
+
+rule figures:
+    input: ancient([weights_file(MATRIX, cell) for cell in CELLS if cell.config.seed == MATRIX.seeds[0]])
+    output: f'reports/figures/{FOLDER}figures.json', [f'reports/figures/{FOLDER}figure{n}.{kind}' for n in (1, 2, 3, 4, 5) for kind in ('png', 'pdf')]
+    shell: 'papermill nbs/figures.ipynb out-figures.ipynb --no-progress-bar {PARAMETERS}'
 
 # Drawn once, before the runs that share it.
 rule scenes:

@@ -9,16 +9,15 @@ __all__ = ['SIDES', 'RELATIONS', 'MARGIN', 'RATIO', 'SMALLEST', 'View', 'Object'
            'own_picture', 'new_name', 'unique_ids', 'read_own', 'ref_entries', 'place_picture', 'only_spoken_of',
            'dump_json', 'put_together', 'sentences_or_made', 'open_own', 'convert', 'main']
 
-# %% ../nbs/24_convert.ipynb #c644e820
-import argparse, json, os, pickle, re, shutil, sys
+# %% ../nbs/24_convert.ipynb #cb91aed8
+import argparse, csv, io, json, os, pickle, re, shutil, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePosixPath
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
-from .core import RRNError, derived_rng, new_folder, one_of, read_json, whole_file, write_json
+from .core import RRNError, derived_rng, file_bytes, new_folder, one_of, read_json, whole_file, write_json
 from .data import open_picture
 from .refer import IMAGE_FOLDER, CocoMask, Instances, ReferringDataset, by_split, checked_size, field, plain_name, read_refer
 from .referit import register_dataset
@@ -185,11 +184,12 @@ def generate(instances:Instances,           # of `read_instances`
 # %% ../nbs/24_convert.ipynb #a309172c
 def said_of(row:dict, where:str) -> Said:
     "One row of a table of sentences; `RRNError` naming `where` if it lacks something."
-    id = str(row.get('annotation_id', row.get('ann_id', ''))).strip()
+    if None in row: raise RRNError(f"{where} has more fields than there are columns.")
+    id = str(row.get('annotation_id', row.get('ann_id', '')))[:80].strip()
     sentence, split = row.get('sentence'), row.get('split', '')
     if not re.fullmatch('[0-9]{1,18}', id): raise RRNError(f"{where} has no usable annotation_id (or ann_id): {id!r}.")
-    if not isinstance(sentence, str) or not split_words(sentence): raise RRNError(f"{where} has no sentence with words: {sentence!r}.")
-    if not isinstance(split, str) or not re.fullmatch('[A-Za-z0-9_+-]{0,20}', split.strip()): raise RRNError(f"{where} has a split {split!r}; expected a word such as train.")
+    if not isinstance(sentence, str) or not split_words(sentence): raise RRNError(f"{where} has no sentence with words: {repr(sentence)[:200]}.")
+    if not isinstance(split, str) or not re.fullmatch('[A-Za-z0-9_+-]{0,20}', split.strip()): raise RRNError(f"{where} has a split {repr(split)[:80]}; expected a word such as train.")
     return Said(int(id), ' '.join(sentence.split()), split.strip())
 
 def read_sentences(path    # .csv, or .json with a list
@@ -199,8 +199,9 @@ def read_sentences(path    # .csv, or .json with a list
     if path.suffix.lower() == '.json': rows = read_json(path, 'sentences')
     else:
         if not path.is_file(): raise RRNError(f"Sentences {path} are missing.")
-        try: rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig').to_dict('records')
-        except (ValueError, pd.errors.ParserError) as e: raise RRNError(f"Sentences {path} are no CSV file in UTF-8 ({e}).") from e
+        text = file_bytes(path, 'sentences')
+        try: rows = list(csv.DictReader(io.StringIO(text.decode('utf-8-sig'), newline=''), strict=True))
+        except (ValueError, csv.Error) as e: raise RRNError(f"Sentences {path} are no CSV file in UTF-8 ({e}).") from e
     if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
         raise RRNError(f"Sentences {path} are no list of rows with annotation_id and sentence.")
     said = [said_of(row, f"{path}: row {n}") for n, row in enumerate(rows, 1)]

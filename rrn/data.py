@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Group', 'group_by_image', 'open_picture', 'read_image', 'Batch', 'Reader', 'read_group', 'read_batch',
-           'swap_sides', 'mirrored', 'TrainingOrder', 'Batches', 'loader', 'workers_alive', 'evaluation_order']
+           'swap_sides', 'mirrored', 'TrainingOrder', 'Team', 'this_team', 'Batches', 'loader', 'workers_alive',
+           'evaluation_order']
 
-# %% ../nbs/06_data.ipynb #3dba6082
-import contextlib
+# %% ../nbs/06_data.ipynb #427c9fe2
+import contextlib, os
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,13 +187,65 @@ class TrainingOrder:
         epoch, i = divmod(step, self.steps_per_epoch)
         return self.shuffled(epoch)[i*self.images_per_batch:(i + 1)*self.images_per_batch]
 
+# %% ../nbs/06_data.ipynb #ea7fdf8f
+@dataclass(frozen=True)
+class Team:
+    "The processes that work on one run."
+    rank: int = 0     # number of this one
+    size: int = 1     # how many there are
+
+    @property
+    def leads(self): return self.rank == 0
+
+    def share(self, items):
+        "This member's part of a list."
+        return items[self.rank::self.size]
+
+    def sum(self, tensor):
+        "The sum of every member's `tensor`; the same on all."
+        if self.size == 1: return tensor
+        from accelerate.utils import reduce
+        return reduce(tensor, 'sum')
+
+    def collect(self, items:list) -> list:
+        "Every member's items, in the order of the members."
+        if self.size == 1: return items
+        from accelerate.utils import gather_object
+        return gather_object(items)
+
+    def wait(self):
+        "Go on when all have come here."
+        if self.size > 1: _state().wait_for_everyone()
+
+    @contextlib.contextmanager
+    def leader_first(self):
+        "The leader does what stands inside while the others wait, then they do it: what it writes, such as a data set, they find."
+        if not self.leads: self.wait()
+        yield
+        if self.leads: self.wait()
+
+    def place(self, device):
+        "This member's own GPU, where a GPU was asked for."
+        return _state().device if self.size > 1 and device.type == 'cuda' else device
+
+def this_team() -> Team:
+    "The team of this process, as `accelerate launch` or `notebook_launcher` made it."
+    if int(os.environ.get('WORLD_SIZE', 1)) < 2: return Team()
+    return Team(_state().process_index, _state().num_processes)
+
+def _state():
+    "What `accelerate` knows about the processes; it connects them when first asked."
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+    return PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU') or not torch.cuda.is_available())
+
 # %% ../nbs/06_data.ipynb #d45c601c
 class Batches(Dataset):
     "The batches of an order (or any list of lists of sample groups), by number; with `mirror`, half of them mirrored."
-    def __init__(self, reader, order, original=False, mirror=False):
-        self.reader, self.order, self.original, self.mirror = reader, order, original, mirror
+    def __init__(self, reader, order, original=False, mirror=False, team=Team()):
+        self.reader, self.order, self.original, self.mirror, self.team = reader, order, original, mirror, team
     def __getitem__(self, step):
-        batch = read_batch(self.reader, self.order[step], self.original)
+        batch = read_batch(self.reader, self.team.share(self.order[step]), self.original)
         return mirrored(batch, self.reader.vocabulary) if self.mirror and derived_rng(self.order.seed, 1, step).random() < .5 else batch
 
 def loader(batches:Batches,   # what to load

@@ -12,13 +12,13 @@ __all__ = ['SEVERITIES', 'EXAMPLES', 'TINY', 'SAME', 'MUCH', 'Finding', 'Finding
 # %% ../nbs/23_doctor.ipynb #ba3ca42b
 import argparse, hashlib, itertools, sys
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
+import pycocotools.mask as coco
 from tqdm import tqdm
-from .core import RRNError, one_of, read_json, write_json
+from .core import RRNError, one_of, process_pool, read_json, write_json
 from .data import read_image
 from .refer import EXPECTED, IMAGE_FOLDER, REFER_SETS, by_split, judge_split, read_instances, ref_samples, safe_load
 from .referit import READERS, read_table, region_samples
@@ -214,10 +214,10 @@ def faults_of_picture(case:Case) -> tuple:
     faults = []
     if raw.shape[:2] != (case.height, case.width):
         faults.append(('error', 'picture has another size than its annotations say', f'{name}: {raw.shape[:2]}, annotations {(case.height, case.width)}'))
-    return faults, hashlib.blake2b(case.path.read_bytes(), digest_size=16).hexdigest()
+    with open(case.path, 'rb') as f: return faults, hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 def faults_of_masks(case:Case) -> tuple:
-    "(faults, {ref_id: mask (H*W,) bool} of the masks that can be drawn and are not empty)."
+    "(faults, {ref_id: mask as run lengths, which take no room} of the masks that can be drawn and are not empty)."
     faults, masks = [], {}
     for ref_id, split, mask in case.objects:
         where = f'ref {ref_id} of {case.path.name}'
@@ -226,7 +226,7 @@ def faults_of_masks(case:Case) -> tuple:
         share = drawn.mean()
         if drawn.shape != (case.height, case.width): faults.append(('error', 'mask has another size than its picture', f'{where}: {drawn.shape}'))
         elif not share: faults.append(('error', 'mask is empty', where))
-        else: masks[ref_id] = drawn.ravel()
+        else: masks[ref_id] = coco.encode(np.asfortranarray(drawn, np.uint8))
         if 0 < share < TINY: faults.append(('warning', f'mask covers less than {TINY:.1%} of the picture', f'{where}: {drawn.sum()} pixels'))
     return faults, masks
 
@@ -234,15 +234,15 @@ def faults_of_masks(case:Case) -> tuple:
 def faults_of_pairs(case:Case, masks:dict) -> list:
     "Objects of one picture whose masks are the same, or overlap by much."
     faults, split_of = [], {ref_id: split for ref_id, split, _ in case.objects}
-    stacked = np.stack(list(masks.values())).astype(np.float32)      # (n, H*W)
-    both, area = stacked @ stacked.T, stacked.sum(1)                 # (n, n), (n,)
+    runs, n = list(masks.values()), len(masks)
+    iou, part = coco.iou(runs, runs, [0] * n), coco.iou(runs, runs, [1] * n)      # (n, n); part[i, j]: how much of i is in j
     for (i, a), (j, b) in itertools.combinations(enumerate(masks), 2):
         where = f'refs {a} and {b} of {case.path.name}'
-        if both[i, j] > SAME * (area[i] + area[j] - both[i, j]):
+        if iou[i, j] > SAME:
             faults.append(('warning', 'two references mean the same pixels', where))
             pair = {split_of[a], split_of[b]}
             if len(pair) > 1 and 'train' in pair: faults.append(('error', 'the same pixels are a target in train and in another split', where))
-        elif both[i, j] > MUCH * min(area[i], area[j]):
+        elif max(part[i, j], part[j, i]) > MUCH:
             faults.append(('note', f'masks of two references overlap by more than {MUCH:.0%} of the smaller', where))
     return faults
 
@@ -258,7 +258,7 @@ def spread(function, tasks, workers:int, progress:bool):
     bar = dict(total=len(tasks), desc='looking at pictures', mininterval=1, disable=not progress)
     if workers < 2: yield from tqdm(map(function, tasks), **bar)
     else:
-        with ProcessPoolExecutor(workers) as pool: yield from tqdm(pool.map(function, tasks, chunksize=8), **bar)
+        with process_pool(workers) as pool: yield from tqdm(pool.map(function, tasks, chunksize=8), **bar)
 
 def check_pictures_and_masks(cases:list, findings:Findings, workers:int, limit:int, progress:bool) -> int:
     "Look at the pictures (at most `limit`, 0 for all) and their masks; the number looked at."

@@ -108,7 +108,7 @@ class Matrix:
         "All runs: first every system once on the data set of Table 1, then the other data sets, then further seeds."
         table2 = list(dict.fromkeys(s for _, s, _ in TABLE2))
         first = [(s, self.main) for s in dict.fromkeys([*self.rows, *table2])]
-        others = [(s, d) for s, d in product(table2, self.datasets) if d != self.main]
+        others = [(s, d) for s, d in product([*table2, 'row2'], self.datasets) if d != self.main]       # row 2 is Figure 5's baseline
         again = [(s, self.main) for s in self.repeated if s in self.rows]
         wanted = [(*p, seed) for seed in self.seeds for p in first + others] + [(*p, seed) for seed in self.more_seeds for p in again]
         return [self.cell(*w) for w in dict.fromkeys(wanted)]
@@ -167,7 +167,7 @@ def command(matrix:Matrix, cell:Cell, step, device='auto') -> list:
     common = dict(run=folder if matrix.folder else cell.run, controls=False, device=device) | root
     if one_of('step', step, STEPS) == 'evaluate':
         splits = [s for s in cell.splits if cell.crf or s != 'val']
-        return papermill_command(step, folder/'evaluate.ipynb', splits=','.join(splits), protocols=False, crf='auto' if cell.crf else 'none', **common)
+        return papermill_command(step, folder/'evaluate.ipynb', splits=','.join(splits), protocols=False, crf='torch' if cell.crf else 'none', **common)
     values = SYSTEMS_OF_TABLES[cell.system].values | matrix.overrides
     return papermill_command(step, folder/'train.ipynb', preset=matrix.preset, **common, **values, dataset=cell.config.dataset, seed=cell.config.seed)
 

@@ -21,10 +21,13 @@ from .train import open_run
 def as_rgb(image    # path, PIL image, array (H, W[, 3]) or tensor (3, H, W)
           ) -> np.ndarray:   # (H, W, 3) uint8
     "Any picture as RGB; `RRNError` for what is none. Floats are in 0..1, integers in 0..255."
-    if isinstance(image, Image.Image): return np.asarray(image.convert('RGB'))
-    if isinstance(image, torch.Tensor): image = image.detach().cpu().numpy().transpose(1, 2, 0) if image.ndim == 3 else image.cpu().numpy()
+    if isinstance(image, Image.Image):
+        try: return np.asarray(image.convert('RGB'))
+        except (OSError, ValueError) as e: raise RRNError(f"the picture cannot be decoded ({e}).") from e
+    if isinstance(image, torch.Tensor): image = image.detach().cpu().numpy().transpose(1, 2, 0) if image.ndim == 3 else image.detach().cpu().numpy()
     if not isinstance(image, np.ndarray): return read_image(image)
     if image.ndim == 2: image = np.repeat(image[..., None], 3, 2)
+    if image.dtype.kind not in 'buif': raise RRNError(f"a picture should hold numbers, not {image.dtype}.")
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise RRNError(f"a picture should have the shape (H, W, 3), or (3, H, W) as a tensor, not {image.shape}.")
     return _as_bytes(image)

@@ -246,7 +246,8 @@ def ref_samples(ref:dict, instances:Instances, folder:Path, where:str) -> list:
     shared = dict(image=folder/image['file_name'], mask=mask, image_id=ref['image_id'], ref_id=get('ref_id'),
                   split=get('split', str), category=instances.categories[category], distractors=others,
                   height=image['height'], width=image['width'])
-    return [Sample(sentence=field(s, 'sent' if s.get('sent') else 'raw', str, f"{where}: sentence {n}"),
+    cleaned = lambda s: 'sent' if isinstance(s, dict) and s.get('sent') else 'raw'
+    return [Sample(sentence=field(s, cleaned(s), str, f"{where}: sentence {n}"),
                    sent_id=field(s, 'sent_id', int, f"{where}: sentence {n}"), **shared)
             for n, s in enumerate(get('sentences', list))]
 

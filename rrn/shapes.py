@@ -14,20 +14,18 @@ __all__ = ['CURVED', 'ANGULAR', 'CLASSES', 'SQUARE', 'OUTLINES', 'HOLES', 'COLOU
            'write_refer', 'referit_regions', 'referit_records', 'write_referit', 'default_root', 'ensure',
            'open_shapes']
 
-# %% ../nbs/04_shapes.ipynb #4b466f76
+# %% ../nbs/04_shapes.ipynb #7ffc37a7
 import math, os, pickle
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 from scipy.io import savemat
 from tqdm import tqdm
-from .core import derived_rng, locked, one_of, repo_root, whole_file, write_json
+from .core import derived_rng, locked, one_of, process_pool, repo_root, whole_file, write_json, writing
 from .refer import ReferringDataset, by_split, read_refer
 from .referit import read_referit, register_dataset
 
@@ -441,13 +439,13 @@ def in_workers(function, tasks, what, workers=None):
     workers = workers or min(8, os.cpu_count() or 1)
     bar = partial(tqdm, total=len(tasks), desc=what, mininterval=1, ncols=90)
     if workers == 1: return list(bar(map(function, tasks)))
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with process_pool(workers) as pool:
         return list(bar(pool.map(function, tasks, chunksize=16)))
 
 def write_refer(root, seed=SET_SEED, sizes=SPLITS, workers=None):
     "Write the three REFER kinds (images, instances.json, refs) below `root`; the index files come last, so a killed run starts again."
     root = Path(root)
-    (root/'images/mscoco/images/train2014').mkdir(parents=True, exist_ok=True)
+    with writing(root): (root/'images/mscoco/images/train2014').mkdir(parents=True, exist_ok=True)
     records = in_workers(scene_records, [(root, seed, i, sizes) for i in range(sum(sizes.values()))], 'drawing scenes', workers)
     images = [dict(id=r['index'] + 1, file_name=image_name(r['index']), height=r['size'][0], width=r['size'][1]) for r in records]
     instances = dict(info=dict(description='rrn shapes', seed=seed, version=VERSION), images=images,
@@ -484,7 +482,8 @@ def referit_records(task):
 def write_referit(root, seed=SET_SEED, sizes=SPLITS, workers=None):
     "Write the ReferIt kind below `root`: pictures, .mat masks, then the query, imcrop and imsize files."
     root = Path(root); sizes = {'train': sizes['train'], 'val': sizes['val'], 'test': sizes['testA'] + sizes['testB']}
-    for folder in ('images', 'mask'): (root/'referit'/folder).mkdir(parents=True, exist_ok=True)
+    with writing(root):
+        for folder in ('images', 'mask'): (root/'referit'/folder).mkdir(parents=True, exist_ok=True)
     records = in_workers(referit_records, [(root, seed, i, sizes) for i in range(sum(sizes.values()))], 'drawing regions', workers)
     queries = {split: {} for split in sizes}
     for i, (_, _, said) in enumerate(records): queries[split_of(i, sizes)] |= said
@@ -505,6 +504,7 @@ def ensure(kind:str,      # 'unc', 'unc+', 'gref' or 'referit'
     one_of('kind of shapes', kind, KINDS)
     root = Path(root or default_root())
     last = root/('referit/referit_imcrop.json' if kind == 'referit' else 'refcocog/refs(umd).p')
+    if last.exists(): return root                  # written last, so all of it is there
     with locked(root):
         if not last.exists(): (write_referit if kind == 'referit' else write_refer)(root, **how)
     return root

@@ -6,14 +6,14 @@
 __all__ = ['TOKENIZERS', 'SPECIALS', 'split_words', 'lower_each', 'split_released', 'fault_of', 'Vocabulary', 'build_vocabulary',
            'vocabulary_from_file', 'save_vocabulary', 'vocabulary_to_dict', 'vocabulary_from_dict']
 
-# %% ../nbs/01_text.ipynb #88df8938
-import re, unicodedata
+# %% ../nbs/01_text.ipynb #7f101e82
+import io, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import torch
-from .core import RRNError, one_of, whole_file
+from .core import RRNError, file_bytes, one_of, whole_file
 
 # %% ../nbs/01_text.ipynb #dddff94a
 def split_words(sentence:str) -> list:
@@ -108,9 +108,8 @@ def vocabulary_from_file(path,                       # text file, one word a lin
                         ) -> Vocabulary:
     "Read a vocabulary file. `RRNError` if it is missing, not UTF-8, or does not start with `SPECIALS`."
     path = Path(path)
-    if not path.is_file(): raise RRNError(f"Vocabulary {path} is missing.")
-    try:
-        with open(path, encoding='utf-8') as f: words = tuple(line.strip() for line in f)
+    content = file_bytes(path, 'Vocabulary', limit=64 << 20)
+    try: words = tuple(line.strip() for line in io.StringIO(content.decode('utf-8'), newline=None))
     except UnicodeDecodeError as e: raise RRNError(f"Vocabulary {path} is not UTF-8 text ({e}).") from e
     if fault_of(words): raise RRNError(f"{path} is no vocabulary: it {fault_of(words)}.")
     return Vocabulary(words, tokenizer)

@@ -6,14 +6,15 @@
 __all__ = ['LOG', 'RUN_OPTIONS', 'COUNTED', 'EVALUATION_OPTIONS', 'learning_rate', 'make_optimiser', 'convolution_weights',
            'weight_bytes', 'write_bytes', 'sha256', 'random_states', 'set_random_states', 'save_checkpoint',
            'checkpoints', 'check_checkpoint', 'restore', 'restore_state', 'resume_from', 'run_name', 'Run',
-           'runs_folder', 'start_record', 'write_record', 'provenance', 'read_log', 'Log', 'FeatureCache',
-           'feature_cache', 'update_step', 'check_finite', 'Plan', 'Reporter', 'train', 'check_options',
-           'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers', 'open_job', 'open_named',
-           'make_vocabulary', 'run_job', 'finish', 'blind_job', 'rows_file', 'write_rows', 'read_rows', 'add_metrics',
-           'open_run', 'find_run', 'open_evaluation', 'papermill_output', 'keep_notebook']
+           'runs_folder', 'start_record', 'write_record', 'provenance', 'read_log', 'Log', 'batch_loss', 'Engine',
+           'update_step', 'trained_weights', 'gradients', 'team_gradients', 'make_engine', 'check_finite', 'Plan',
+           'Reporter', 'train', 'check_options', 'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers',
+           'open_job', 'open_named', 'make_vocabulary', 'run_job', 'finish', 'blind_job', 'rows_file', 'write_rows',
+           'read_rows', 'add_metrics', 'open_run', 'find_run', 'open_evaluation', 'parse_settings', 'train_job', 'main',
+           'papermill_output', 'keep_notebook']
 
-# %% ../nbs/18_train.ipynb #806c3a3c
-import gzip, hashlib, io, json, math, os, random, shutil, time, zlib
+# %% ../nbs/18_train.ipynb #95ee4d36
+import contextlib, gzip, hashlib, io, json, math, os, random, shutil, sys, time, zlib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import numpy as np
@@ -25,11 +26,10 @@ import rrn.baselines                  # adds the paper's other systems
 from .core import (RRNError, code_version, device_name, locked, one_of, pick_device, read_json, repo_root, seed_everything, versions,
                       whole_file, write_json)
 from .backbone import rehearse
-from .data import Batches, Reader, TrainingOrder, group_by_image, loader, workers_alive
+from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
 from .evaluate import autocast, evaluate, summary
 from .loss import segmentation_loss
-from .model import Config, RRN, preset
-from .refine import parse_pyramid
+from .model import Config, RRN, feature_cache, preset
 from .optim import AdamTF, l2_penalty, polynomial_lr
 from .referit import open_dataset
 from .shapes import KINDS
@@ -49,7 +49,7 @@ def make_optimiser(model:RRN):
         bias = lambda wanted: [p for n, p in named if ('bias' in n and 'lstm' not in n) == wanted]
         return AdamTF([dict(params=bias(False)), dict(params=bias(True), grad_scale=c.bias_grad_scale)], lr=c.lr)
     decay = c.weight_decay if c.decay == 'decoupled' else 0.
-    return torch.optim.AdamW([p for _, p in named], c.lr, weight_decay=decay)
+    return torch.optim.AdamW([p for _, p in named], c.lr, weight_decay=decay, fused=all(p.is_cuda for _, p in named) or None)
 
 def convolution_weights(model) -> list:
     "Weights of the trained convolutions: what the released program's L2 term is about."
@@ -80,7 +80,7 @@ def set_random_states(states):
     version, keys, gauss = states['python']; random.setstate((version, tuple(keys), gauss))
     kind, array, *rest = states['numpy']; np.random.set_state((kind, array.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states['torch'])
-    if states['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(states['cuda'])
+    for i, state in enumerate(states['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(state, i)
 
 # %% ../nbs/18_train.ipynb #98414671
 def save_checkpoint(folder,          # of all checkpoints of a run
@@ -213,18 +213,18 @@ def read_log(run:Run) -> pd.DataFrame:
     except (ValueError, KeyError, OSError) as e: raise RRNError(f"log {run.log} is none of a training ({e}). Move it away, or train again with resume=False.") from e
 
 class Log:
-    "Appends rows to log.csv and to TensorBoard; goes on after `step`."
-    def __init__(self, run:Run, step:int):
+    "Appends rows to log.csv and to TensorBoard; goes on after `step`. Only the leader of a team writes."
+    def __init__(self, run:Run, step:int, team=Team()):
         from torch.utils.tensorboard import SummaryWriter
         kept = read_log(run)
         rows = kept[kept.step <= step].to_dict('records')
         self.rows, self.path = [{k: v for k, v in row.items() if pd.notna(v)} for row in rows], run.log
-        self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1)
+        self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1) if team.leads else None
 
     def add(self, **row):
         "One report; values that are left out stay blank."
         self.rows.append(row)
-        for k, v in row.items():
+        for k, v in row.items() if self.board else ():
             if k != 'step': self.board.add_scalar(k.replace('val_', 'val/'), v, row['step'])
 
     def write(self):
@@ -236,50 +236,64 @@ class Log:
         "Training time in the rows so far."
         return self.rows[-1]['seconds'] if self.rows else 0.
 
-# %% ../nbs/18_train.ipynb #16322f5c
-class FeatureCache:
-    "Remembers what a frozen CNN makes of each image, at the levels that the head reads."
-    def __init__(self, model:RRN):
-        self.model, self.known = model, {}
-        self.levels = {'C5', *parse_pyramid(model.config.pyramid)}
+# %% ../nbs/18_train.ipynb #7bc09248
+def batch_loss(model:RRN, maps, words, image_of, masks):
+    "The loss of sentences `words` (S, T) with `masks` (S, H, W) on the maps of their images."
+    c = model.config
+    with autocast(words.device, c.precision): logits = model.head(maps, words, image_of)             # (S, 1, h, w)
+    return segmentation_loss(logits, masks, c.resolution, c.upsample, c.reduction, c.mapping, c.background_weight)
 
-    def bytes_per_image(self) -> int:
-        "Size of one image's maps in 32 bits."
-        b, side = self.model.backbone, self.model.config.image_size
-        return sum(4 * b.channels[m] * (side // b.strides[m])**2 for m in self.levels)
+@dataclass(frozen=True)
+class Engine:
+    "How a step is computed: all of it is the same step, at another speed."
+    features: object = None       # a `FeatureCache`, or any function of a batch; None: the CNN
+    loss: object = batch_loss     # or a compiled form of it
+    team: Team = Team()           # the processes that take part
 
-    def one(self, key, image):
-        "The maps (1, C, h, w) of an image (3, H, W)."
-        if key not in self.known: self.known[key] = {m: f for m, f in self.model.features(image[None]).items() if m in self.levels}
-        return self.known[key]
-
-    def __call__(self, batch):
-        "The maps (B, C, h, w) of a batch's images."
-        found = [self.one(key, image) for key, image in zip(batch.keys, batch.images)]
-        return {m: torch.cat([maps[m] for maps in found]) for m in found[0]}
-
-def feature_cache(model:RRN, images:int, room:int):
-    "A `FeatureCache` if the CNN is frozen and the maps of all `images` fit into `room` bytes, else None."
-    cache = FeatureCache(model)
-    size = images * cache.bytes_per_image() * (2 if model.config.mirror else 1)
-    return cache if size <= room and not model.finetuned else None
-
-def update_step(model:RRN, optimiser, batch, step:int, features=None):
-    "One optimisation step on a batch: (loss, norm of the gradient), as tensors on the device. `features`: see `FeatureCache`."
+def update_step(model:RRN, optimiser, batch, step:int, engine:Engine=Engine()):
+    "One optimisation step on a batch: (loss, norm of the gradient), as tensors on the device."
     c = model.config
     for group in optimiser.param_groups: group['lr'] = learning_rate(step, c)
-    with autocast(batch.words.device, c.precision):
-        maps = features(batch) if features else model.features(batch.images)
-        logits = model.head(maps, batch.words, batch.image_of)                                       # (S, 1, h, w)
-    loss = segmentation_loss(logits, batch.masks, c.resolution, c.upsample, c.reduction, c.mapping, c.background_weight)
-    total = loss + l2_penalty(convolution_weights(model), c.weight_decay) if c.decay == 'l2' else loss
     optimiser.zero_grad(set_to_none=True)
-    total.backward()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(trained, c.clip or math.inf)
+    loss = gradients(model, batch, engine) if engine.team.size == 1 else team_gradients(model, batch, engine)
+    norm = torch.nn.utils.clip_grad_norm_(trained_weights(model), c.clip or math.inf)
     optimiser.step()
-    return loss.detach(), norm.detach()
+    return loss, norm.detach()
 
+def trained_weights(model): return [p for p in model.parameters() if p.requires_grad]
+
+def gradients(model:RRN, batch, engine:Engine, times=1):
+    "Leave in `.grad` the gradient of a batch's loss, `times` over; the loss."
+    c = model.config
+    with autocast(batch.words.device, c.precision): maps = engine.features(batch) if engine.features else model.features(batch.images)
+    loss = engine.loss(model, maps, batch.words, batch.image_of, batch.masks)
+    total = loss + l2_penalty(convolution_weights(model), c.weight_decay) if c.decay == 'l2' else loss
+    (total * times if times != 1 else total).backward()
+    return loss.detach().clone()                               # a CUDA graph will write its next loss to the same place
+
+# %% ../nbs/18_train.ipynb #d3d8d1e8
+def team_gradients(model:RRN, batch, engine:Engine):
+    "Leave in `.grad` the gradient of the whole team's batch, of which this member has `batch`; the loss of the whole."
+    weights, n = trained_weights(model), len(batch.words)
+    loss = gradients(model, batch, engine, n) if n else weights[0].new_zeros(())
+    mine = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+    flat = torch.cat([g.reshape(-1) for g in mine] + [torch.stack([loss * n, loss.new_tensor(float(n))])])
+    *found, total = engine.team.sum(flat).split([p.numel() for p in weights] + [2])
+    for p, g in zip(weights, found): p.grad = (g / total[1].clamp(min=1)).view_as(p)
+    return total[0] / total[1].clamp(min=1)
+
+# %% ../nbs/18_train.ipynb #e6e1990f
+def make_engine(model:RRN, cache=None, team=Team(), compiled=False) -> Engine:
+    "The engine for a plan: `cache` of features or None, team, and whether to compile."
+    if not compiled: return Engine(cache, team=team)
+    mode = 'reduce-overhead' if next(model.parameters()).is_cuda else 'default'
+    cnn = torch.compile(model.features, mode=mode)
+    def features(batch):
+        torch.compiler.cudagraph_mark_step_begin()             # what the last step's graphs returned may be overwritten
+        return cache(batch) if cache else cnn(batch.images)
+    return Engine(features, torch.compile(batch_loss, mode=mode), team)
+
+# %% ../nbs/18_train.ipynb #61476891
 def check_finite(losses, steps, order):
     "`RRNError` naming the batch if one of `losses` (of `steps`) is not finite."
     for step, loss in zip(steps, losses):
@@ -291,12 +305,15 @@ def check_finite(losses, steps, order):
 # %% ../nbs/18_train.ipynb #643a7704
 @dataclass
 class Plan:
-    "How often a training reports, validates and saves. None of it changes the weights."
+    "How often a training reports, validates and saves, and how it is made fast. None of it is part of what is trained."
     log_every: int = 50
     validate_every: int = 1000
     save_every: int = 500
     workers: int = 0             # processes that decode images
     remember: int = 2 << 30      # bytes for a frozen CNN's feature maps, if those of all images fit
+    feature_cache: str = ''      # folder to keep those maps in for later runs; '': none
+    cache_dtype: str = 'auto'    # of the maps in the folder: fp32, fp16, bf16; auto: as they are computed
+    compile: bool = False        # compile the CNN and the head, with CUDA graphs on a GPU
     stop_after: int = 0          # stop at this step, resumably; 0: at the end
 
 class Reporter:
@@ -329,29 +346,32 @@ def train(model:RRN,
           validate=None          # function of the model returning {'overall_iou', 'mean_iou'}
          ) -> pd.DataFrame:
     "Train from the run's last checkpoint, or from the start, to the configured number of iterations; the log."
-    c, device = model.config, next(model.parameters()).device
+    c, device, team = model.config, next(model.parameters()).device, this_team()
     optimiser = make_optimiser(model)
     start, end = resume_from(run.checkpoints, model, optimiser), plan.stop_after or c.iterations
-    log = Log(run, start); reporter = Reporter(log, order, c)
-    batches = loader(Batches(reader, order, mirror=c.mirror), range(start, end), plan.workers, pin=device.type == 'cuda')
-    bar = tqdm(batches, desc='training', total=c.iterations, initial=start, mininterval=5, ncols=120)
-    cache = feature_cache(model, len(order.groups), plan.remember)
+    team.wait()                                                # nobody writes before all have read
+    log = Log(run, start, team); reporter = Reporter(log, order, c)
+    batches = loader(Batches(reader, order, mirror=c.mirror, team=team), range(start, end), plan.workers, pin=device.type == 'cuda')
+    bar = tqdm(batches, desc='training', total=c.iterations, initial=start, mininterval=5, ncols=120, disable=not team.leads)
+    cache = feature_cache(model, len(order.groups), plan.remember, plan.feature_cache, plan.cache_dtype)
+    engine = make_engine(model, cache, team, plan.compile)
     model.train()
     for done, batch in enumerate(bar, start + 1):
         for message in batch.skipped: bar.write(f'skipped: {message}')
-        if batch.samples: reporter.add(done - 1, *update_step(model, optimiser, batch.to(device), done - 1, cache), len(batch.samples))
+        sentences = len(batch.samples) if team.size == 1 else sum(map(len, order[done - 1]))
+        if sentences: reporter.add(done - 1, *update_step(model, optimiser, batch.to(device), done - 1, engine), sentences)
         last, saving = done == end, done % plan.save_every == 0 or done == end
         if done % plan.log_every == 0 or saving: reporter.report(done, bar)
         if validate and (done % plan.validate_every == 0 or last):
             found = validate(model.eval()); model.train()
             log.add(step=done, val_overall_iou=found['overall_iou'], val_mean_iou=found['mean_iou'], seconds=reporter.seconds())
-        if saving: log.write(); save_checkpoint(run.checkpoints, done, model, optimiser)
-    model.eval()
+        if saving and team.leads: log.write(); save_checkpoint(run.checkpoints, done, model, optimiser)
+    model.eval(); team.wait()
     return read_log(run)
 
 # %% ../nbs/18_train.ipynb #2e966cfa
 RUN_OPTIONS = dict(preset='auto', data_root='', device='auto', run='', resume=True, on_corrupt='stop', workers=-1, controls=True,
-                   log_every=50, validate_every=1000, save_every=500)
+                   log_every=50, validate_every=1000, save_every=500, feature_cache='', cache_dtype='auto', compile=False)
 
 def check_options(given:dict, allowed:dict, more=()) -> dict:
     "`allowed` with `given` put over it; `RRNError` for a name that is neither there nor in `more`, or a value of another type."
@@ -399,29 +419,30 @@ def make_reader(c:Config, vocabulary, on_corrupt='stop') -> Reader:
     return Reader(vocabulary, c.image_size, c.max_words, c.protocol, on_corrupt)
 
 def pick_workers(asked:int, images:int, image_size:int, on_gpu:bool) -> int:
-    "Decoding processes: as asked, or (for -1) none for a set that is remembered after one epoch, else one a core up to 8."
+    "Decoding processes: as asked, or (for -1) none for a set that is remembered after one epoch, else one a core up to 16."
     if asked >= 0: return asked
     remembered = images * image_size**2 * 4 < 400 << 20
-    return 0 if remembered and not on_gpu else min(8, os.cpu_count() or 1)
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))          # processes of this run that share the machine
+    return 0 if remembered and not on_gpu else max(1, min(16, (os.cpu_count() or 1) // here))
 
 # %% ../nbs/18_train.ipynb #a085fdf7
 def open_job(**parameters) -> Job:
     "A job from the parameters of the train notebook: fields of `Config` and `RUN_OPTIONS`. Raises `RRNError` for wrong ones."
     given = {k: v for k, v in parameters.items() if v is not None}
     options = check_options(given, RUN_OPTIONS, [f.name for f in fields(Config)])
-    device = pick_device(options['device'])
+    team = this_team(); device = team.place(pick_device(options['device']))
     overrides = {k: v for k, v in given.items() if k not in RUN_OPTIONS}
     name = overrides.setdefault('dataset', 'shapes-unc')
     preset('small', **overrides)                                              # wrong values fail before anything is read
     if options['preset'] != 'auto': preset(options['preset'], **overrides)
-    dataset = open_named(name, options['data_root'])
+    with team.leader_first(): dataset = open_named(name, options['data_root'])
     if options['preset'] == 'auto':
         options['preset'] = choose_preset(dataset, dataset.note == 'complete', device)
         print(f"preset={options['preset']} (chosen for {name}, {dataset.note or 'drawn'}, on {device.type}; set preset to choose yourself)")
     config = preset(options['preset'], **overrides)
     vocabulary = make_vocabulary(config, dataset)
     seed_everything(config.seed)
-    model = RRN(config, len(vocabulary)).to(device)
+    model = RRN(config, len(vocabulary)).on(device)
     run = Run(runs_folder()/(options['run'] or run_name(config)))
     return Job(config, dataset, vocabulary, model, run, options)
 
@@ -437,19 +458,20 @@ def make_vocabulary(c:Config, dataset) -> Vocabulary:
 
 # %% ../nbs/18_train.ipynb #71714943
 def run_job(job:Job, **plan) -> pd.DataFrame:
-    "Train a job to its end, validating on (at most 400 expressions of) its validation split; the log."
-    o, c = job.options, job.config
-    if not o['resume'] and job.run.folder.exists(): shutil.rmtree(job.run.folder)
+    "Train a job to its end, validating on (at most 400 expressions of) its validation split; the log. In a team, the leader keeps the record."
+    o, c, team = job.options, job.config, this_team()
+    if not o['resume'] and team.leads and job.run.folder.exists(): shutil.rmtree(job.run.folder)
     groups = group_by_image(job.samples(c.split))
-    how = {k: o[k] for k in ('log_every', 'validate_every', 'save_every')} | plan
+    how = {k: o[k] for k in ('log_every', 'validate_every', 'save_every', 'feature_cache', 'cache_dtype', 'compile')} | plan
     how['workers'] = pick_workers(o['workers'], len(groups), c.image_size, job.device.type == 'cuda')
     facts = dict(preset=o['preset'], data=job.dataset.note, **provenance(job.device))
     held_out, reader = job.samples(job.validation_split())[:400], job.reader()
-    with locked(job.run.folder):
-        start_record(job.run, c, job.vocabulary, **facts)
+    with locked(job.run.folder) if team.leads else contextlib.nullcontext():
+        if team.leads: start_record(job.run, c, job.vocabulary, **facts)
+        team.wait()
         log = train(job.model, TrainingOrder(groups, c.images_per_batch, c.sentences_per_image, c.seed), reader, job.run, Plan(**how),
                     lambda model: summary(evaluate(model, held_out, reader)))
-        if not how.get('stop_after'): finish(job, log, facts)
+        if not how.get('stop_after') and team.leads: finish(job, log, facts)
     return log
 
 def finish(job:Job, log, facts):
@@ -461,7 +483,7 @@ def blind_job(job:Job, share:int=10) -> Job:
     "The same job without sentences, with 1/`share` of the iterations, in a folder inside the run's."
     config = replace(job.config, blind=True, iterations=max(1, job.config.iterations // share), warmup=job.config.warmup // share)
     seed_everything(config.seed)
-    model = RRN(config, len(job.vocabulary)).to(job.device)
+    model = RRN(config, len(job.vocabulary)).on(job.device)
     return replace(job, config=config, model=model, run=Run(job.run.folder/'blind'))
 
 # %% ../nbs/18_train.ipynb #ee99ff59
@@ -496,7 +518,7 @@ def open_run(folder, device='auto'):
     "A trained network from its run's folder: (model in evaluation mode, vocabulary, Run)."
     run = Run(folder)
     config, vocabulary = run.config(), run.vocabulary()
-    model = RRN(config, len(vocabulary)).to(pick_device(device))
+    model = RRN(config, len(vocabulary)).on(pick_device(device))
     if not run.weights.exists(): raise RRNError(f"run {run.folder} has no {run.weights.name}: it has not been trained to the end. Give the same train command again.")
     restore(model, run.weights)
     return model.eval(), vocabulary, run
@@ -522,6 +544,32 @@ def open_evaluation(**parameters) -> Job:
     for s in job.splits: dataset.samples(s)
     return job
 
+# %% ../nbs/18_train.ipynb #e20c1b19
+def parse_settings(words) -> dict:
+    "['lr=1e-3', 'run=x'] as parameters of `open_job`, each of the type that it has there."
+    kinds = {f.name: f.type for f in fields(Config)} | {k: type(v) for k, v in RUN_OPTIONS.items()}
+    given = dict(word.partition('=')[::2] for word in words)
+    for name, text in given.items():
+        kind, truth = kinds[one_of('parameter', name, kinds)], {'true': True, 'false': False}
+        try: given[name] = truth[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError): raise RRNError(f"{name}={text!r} should be {kind.__name__}.") from None
+    return given
+
+def train_job(parameters:dict) -> pd.DataFrame:
+    "Open, train, and evaluate on the validation split, as one process or as one of a team; the rows of the evaluation."
+    job = open_job(**parameters)
+    run_job(job)
+    split = job.validation_split()
+    rows = evaluate(job.model, job.samples(split), job.reader(), progress='evaluating')
+    if this_team().leads: add_metrics(job.run, f'{job.config.dataset} {split}', rows, job.config.protocol)
+    return rows
+
+def main(argv=None):
+    "`python -m rrn.train [name=value ...]`, or the same behind `accelerate launch -m`."
+    try: rows = train_job(parse_settings(sys.argv[1:] if argv is None else argv))
+    except RRNError as e: sys.exit(f'error: {e}')
+    if this_team().leads: print(json.dumps(summary(rows), indent=1))
+
 # %% ../nbs/18_train.ipynb #cc5774f4
 def papermill_output():
     "The notebook that papermill is writing for this kernel, or None (in JupyterLab, or where processes cannot be seen)."
@@ -537,3 +585,6 @@ def keep_notebook(run:Run, name:str) -> str:
     if source is None or not source.exists(): return f'not run by papermill: save this notebook as {name} in the run\'s folder to complete the record'
     with whole_file(run.folder/name) as f: f.write(source.read_text())
     return f'record complete: {name} is in the folder of run {run.folder.name}'
+
+# %% ../nbs/18_train.ipynb #16a21ca2
+if __name__ == '__main__' and '__file__' in globals(): main()

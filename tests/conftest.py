@@ -2,6 +2,11 @@
 from pathlib import Path
 import pytest
 
+def pytest_addoption(parser):
+    parser.addoption('--fuzz', type=int, default=400, help="hostile inputs over all readers (nightly: 20000)")
+    parser.addoption('--fuzz-seed', type=int, default=0, help="another number draws other inputs")
+    parser.addoption('--kills', type=int, default=5, help="moments at which each kind of run is killed (nightly: 20)")
+
 @pytest.fixture(scope='session')
 def shared() -> Path:
     "The folder of reference vectors, texts and pictures beside the checkout; it is not part of the product."

@@ -1,0 +1,125 @@
+"""Two processes on the CPU (gloo, through accelerate) do what one does: gradients, metrics, checkpoints, and resuming either way."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from dataclasses import replace
+import pytest
+import safetensors.torch
+import torch
+from rrn.data import Batches, group_by_image
+from rrn.evaluate import evaluate
+from rrn.shapes import write_refer
+from rrn.train import Run, checkpoints, make_optimiser, open_job, read_log, run_job, runs_folder, update_step
+
+pytest.importorskip('accelerate')
+SIZES = dict(image_size=48, iterations=8, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='', validate_every=4, save_every=4, log_every=2,
+             images_per_batch=3, sentences_per_image=3, workers=0)
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp('scenes')
+    write_refer(root, seed=9, sizes={'train': 8, 'val': 5, 'testA': 2, 'testB': 2}, workers=1)
+    return root
+
+
+def together(work, place, **given):
+    "Do `work`, the body of a function of `given`, in two processes that accelerate starts."
+    body = ''.join(f'    {line}\n' for line in work.strip().split('\n'))
+    script = f'import accelerate, rrn.train\ndef work(given):\n{body}\nif __name__ == "__main__": accelerate.debug_launcher(work, ({given!r},), 2)\n'
+    (place/"script.py").write_text(script)
+    here = os.environ | dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS='1')
+    done = subprocess.run([sys.executable, str(place/"script.py")], env=here, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+GRADIENTS = """
+import torch, safetensors.torch
+from rrn.data import Batches, group_by_image, this_team
+from rrn.evaluate import evaluate
+from rrn.train import Engine, make_optimiser, open_job, update_step
+team = this_team()
+assert team.size == 2
+job = open_job(data_root=given['root'], **given['sizes'])
+parts = [g.samples for g in group_by_image(job.samples('train'))]
+batches = Batches(job.reader(), [parts[:3], parts[3:4], parts[4:]], team=team)
+state = {n: t.clone() for n, t in job.model.state_dict().items()}
+for step in range(3):
+    job.model.load_state_dict(state)
+    loss, norm = update_step(job.model.train(), make_optimiser(job.model), batches[step], 0, Engine(team=team))
+    found = {n: p.grad for n, p in job.model.named_parameters() if p.grad is not None}
+    safetensors.torch.save_file(found | {'loss': loss, 'norm': norm, 'sentences': torch.tensor(len(batches[step].words))}, f"{given['folder']}/{step}-{team.rank}.safetensors")
+job.model.load_state_dict(state)
+evaluate(job.model.eval(), job.samples('val'), job.reader(), images_per_batch=2).to_json(f"{given['folder']}/rows-{team.rank}.json")
+"""
+
+
+def test_gradients_and_metrics_are_those_of_one_process(scenes, tmp_path):
+    "Batches of three images, of one (the second process has none), and of five; every row of an evaluation."
+    job = open_job(data_root=str(scenes), **SIZES)
+    together(GRADIENTS, tmp_path, folder=str(tmp_path), root=str(scenes), sizes=SIZES)
+    parts = [g.samples for g in group_by_image(job.samples('train'))]
+    batches = Batches(job.reader(), [parts[:3], parts[3:4], parts[4:]])
+    state = {n: t.clone() for n, t in job.model.state_dict().items()}
+    for step in range(3):
+        job.model.load_state_dict(state)
+        loss, norm = update_step(job.model.train(), make_optimiser(job.model), batches[step], 0)
+        a, b = (safetensors.torch.load_file(tmp_path/f'{step}-{rank}.safetensors') for rank in (0, 1))
+        shares = [int(m.pop('sentences')) for m in (a, b)]
+        assert sum(shares) == len(batches[step].words) and (shares[1] == 0) == (step == 1)
+        assert all(a[n].equal(b[n]) for n in a), 'both members step alike'
+        wanted = {n: p.grad for n, p in job.model.named_parameters() if p.grad is not None} | {'loss': loss, 'norm': norm}
+        assert wanted.keys() == a.keys()
+        for n, g in wanted.items(): torch.testing.assert_close(a[n], g, atol=1e-6, rtol=1e-5, msg=lambda m: f'{step} {n}: {m}')
+    job.model.load_state_dict(state)
+    evaluate(job.model.eval(), job.samples('val'), job.reader(), images_per_batch=2).to_json(tmp_path/'rows.json')
+    for rank in (0, 1): assert (tmp_path/f'rows-{rank}.json').read_text() == (tmp_path/'rows.json').read_text()
+
+
+RUN = """
+from dataclasses import replace
+from rrn.train import Run, open_job, run_job
+run_job(replace(open_job(data_root=given['root'], **given['sizes']), run=Run(given['run'])), stop_after=4)
+"""
+
+COMMAND = """
+from rrn.train import main
+main(given['settings'])
+"""
+
+
+def alone(scenes, folder, **plan):
+    run_job(replace(open_job(data_root=str(scenes), **SIZES), run=Run(folder)), **plan)
+
+
+@pytest.fixture
+def named():
+    "A name for a run, and its folder, removed afterwards."
+    name = f'test-{uuid.uuid4().hex[:8]}'
+    yield name, runs_folder()/name
+    shutil.rmtree(runs_folder()/name, ignore_errors=True)
+
+
+def test_a_run_changes_the_number_of_processes(scenes, tmp_path, named):
+    "Two processes, then one; one, then two by the cluster's command: the weights of one process throughout, one record, no step twice."
+    alone(scenes, tmp_path/'one')
+    together(RUN, tmp_path, root=str(scenes), sizes=SIZES, run=str(tmp_path/'two-one'))
+    assert [p.name for p in checkpoints(tmp_path/'two-one'/'checkpoints')] == ['step-00000004']
+    alone(scenes, tmp_path/'two-one')
+    name, one_two = named
+    alone(scenes, one_two, stop_after=4)
+    settings = [f'{k}={v}' for k, v in (SIZES | dict(run=name, data_root=scenes)).items()]
+    together(COMMAND, tmp_path, settings=settings)
+    metrics = json.loads((one_two/'metrics.json').read_text())
+    assert list(metrics) == ['shapes-unc val'] and metrics['shapes-unc val']['images'] == 5
+    wanted, log = safetensors.torch.load_file(tmp_path/'one'/'model.safetensors'), read_log(Run(tmp_path/'one'))
+    for folder in (tmp_path/'two-one', one_two):
+        found, relog = safetensors.torch.load_file(folder/'model.safetensors'), read_log(Run(folder))
+        assert found.keys() == wanted.keys()
+        for n in wanted: torch.testing.assert_close(found[n], wanted[n], atol=2e-5, rtol=1e-3)
+        assert log.step.tolist() == relog.step.tolist() and log.sentences.equals(relog.sentences)
+        assert relog.val_overall_iou.count() == 2 and relog.loss.dropna().to_numpy() == pytest.approx(log.loss.dropna().to_numpy(), rel=1e-4)
+        assert len(list(folder.glob('tensorboard/*'))) == 2, 'one for each of the two runs of the leader'
