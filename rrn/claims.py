@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPECT', 'MARGIN', 'CLAIMS', 'NAMES', 'COLUMNS', 'Claim', 'claim', 'terms', 'places', 'paper_score',
            'paper_difference', 'our_difference', 'place_seed', 'check_same', 'seeds_agree', 'verdict', 'claims_table',
-           'claims_page', 'write_claims']
+           'claims_page', 'claims_summary', 'write_claims']
 
 # %% ../nbs/31_claims.ipynb #289b4cf6
 from dataclasses import dataclass
@@ -56,6 +56,10 @@ CLAIMS = [
     claim('C4 in the middle is better than C5 alone', 'row14', 'row13', **_unc),
     claim('C5, C4, C5 is still worse than C5, C4, C3', 'row14', 'row12', 'less', **_unc),
     claim('The order of the pyramid matters little', 'row15', 'row12', 'same', **_unc)]
+
+# %% ../nbs/31_claims.ipynb #d389e0ac
+CLAIMS += [claim('Of row 2, the 3x3 kernel alone: at the resolution of the map', 'row1-3x3', 'row1', **_unc),
+           claim('Of row 2, the loss at the resolution of the image alone: with a 1x1 kernel', 'row2-1x1', 'row1', **_unc)]
 
 # %% ../nbs/31_claims.ipynb #babf3aa6
 _compare = dict(section='4.2.2')
@@ -162,6 +166,18 @@ def claims_page(matrix:Matrix) -> str:
                       f'seeds; where there are several, a verdict asks that all agree on the sign. Two systems are called the same if the interval lies within {MARGIN:g} points of zero.', '',
                       conditions(pd.concat([table1(matrix), table2(matrix)]), matrix), '',
                       '| section | claim | data | paper | ours | seeds | verdict |', '| --- | --- | --- | --- | --- | --- | --- |', *lines, ''])
+
+def claims_summary(matrix:Matrix) -> str:
+    "A line for each claim in Markdown: the paper's and our difference on the first split that it is about, and the verdicts over all splits."
+    lines = ['| claim | first on | paper | ours | verdicts |', '| --- | --- | --- | --- | --- |']
+    for text, part in claims_table(matrix).groupby('claim', sort=False):
+        made = part.dropna(subset='ours')
+        if not len(made): continue
+        first = made[made.data == 'unc val'].iloc[0] if (made.data == 'unc val').any() else made.iloc[0]
+        counts = made.verdict.value_counts()
+        said = ', '.join(v + (f' {n}x' if len(made) > 1 else '') for v, n in ((v, counts.get(v, 0)) for v in ('confirmed', 'contradicted', 'undecided')) if n)
+        lines.append(f"| {text} | {first.data} | {'' if pd.isna(first.paper) else f'{first.paper:+.2f}'} | {first.ours:+.1f} [{first.low:+.1f} to {first.high:+.1f}] | {said} |")
+    return '\n'.join(lines)
 
 def write_claims(matrix:Matrix, folder=None):
     "Write `claims.md` and `claims.csv` to `folder` (default: below reports/tables)."

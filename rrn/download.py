@@ -102,15 +102,15 @@ def declared_length(headers):
     "The number in Content-Length, None without one; `Refused` if it is no length."
     text = headers.get('Content-Length')
     if text is None: return None
-    if not re.fullmatch('[0-9]{1,18}', text.strip()): raise Refused(f"announces a length of {text!r}")
+    if not re.fullmatch('[0-9]{1,18}', text.strip()): raise Refused(f"announces a length of {text[:80]!r}")
     return int(text)
 
 def judge_rest(headers, start:int, about:dict) -> int:
     "The full length that a partial answer (206) belongs to; `Stale` unless it is the rest that was asked for."
-    found = re.fullmatch(r'bytes ([0-9]+)-([0-9]+)/([0-9]+)', headers.get('Content-Range', '').strip())
+    found = re.fullmatch(r'bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})', headers.get('Content-Range', '').strip())
     first, last, total = map(int, found.groups()) if found else (-1, -1, -1)
     honest = start > 0 and first == start and last == total - 1 and declared_length(headers) in (None, total - start)
-    if not honest: raise Stale(f"answered a request for the bytes from {start} on with {headers.get('Content-Range')!r}")
+    if not honest: raise Stale(f"answered a request for the bytes from {start} on with {headers.get('Content-Range', '')[:80]!r}")
     if about and (total != about.get('total', total) or version_mark(headers) not in ('', about.get('mark'))):
         raise Stale("sent the rest of another version of the file")
     return total

@@ -416,7 +416,7 @@ def arrays(folder):
     def read(value):
         rgb = as_rgb(Image.open(io.BytesIO(value)) if isinstance(value, bytes) else value)
         assert rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3
-    made = lambda rng: torch.full([rng.randrange(4) for _ in range(rng.randrange(5))], rng.choice([0., 1., 300., float('nan')])) if rng.random() < .5 else good.getvalue()[:rng.randrange(200, 700)]
+    made = lambda rng: torch.full([rng.randrange(4) for _ in range(rng.randrange(5))], rng.choice([0., 1., 300., float('nan')])) if rng.random() < .5 else good.getvalue()[:rng.randrange(630, 700)]
     return Fuzzed(made, drawn, read, ['picture'])
 
 
@@ -439,7 +439,7 @@ def vocabulary(folder):
     return Fuzzed(lambda rng: damaged(rng, good), st.binary(max_size=80).map(lambda b: good + b) | st.binary(), in_file(folder/'v.txt', read), ['v.txt'])
 
 
-SAID = [dict(annotation_id=1, sentence='left zebra', split='train'), dict(ann_id='2', sentence='zebra, right', split='val')]
+SAID = [dict(annotation_id=1, sentence='left zebra', split='train'), dict(ann_id='2', sentence='zebra, right', split='train')]
 
 
 @fuzzed
@@ -466,7 +466,7 @@ def own(folder):
         finally: assert not list(folder.glob('.out*'))
     clean = dict(INSTANCES, annotations=[a for a in INSTANCES['annotations']])
     made = lambda rng: (json_bytes(rng, clean), None if rng.random() < .7 else json.dumps(SAID).encode())
-    return Fuzzed(made, st.tuples(JSON_BYTES, st.none() | JSON_BYTES), read, ['labels.json', 'said.json', 'annotation', 'image', 'No object', 'category', 'instances.json'])
+    return Fuzzed(made, st.tuples(JSON_BYTES, st.none() | JSON_BYTES), read, ['labels.json', 'said.json', 'annotation', 'image', 'Picture', 'No object', 'category', 'instances.json'])
 
 
 @fuzzed

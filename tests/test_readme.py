@@ -1,7 +1,10 @@
 """What README says is true: its numbers are those of the records, its notebooks and files exist."""
 import re
 from pathlib import Path
+from rrn.claims import claims_summary
+from rrn.matrix import given_matrix
 from rrn.report import read_records, replace_section, results_text
+from rrn.tables import as_markdown, table1, table2
 
 REPO = Path(__file__).resolve().parents[1]
 TEXT = (REPO/'README.md').read_text()
@@ -12,6 +15,14 @@ def test_results_are_those_of_the_records():
     assert shown, 'README shows the results of at least one run'
     records = [r for r in read_records(REPO/'reports'/'runs') if r['run'] in shown]
     assert TEXT == replace_section(TEXT, 'results', results_text(records)), 'run nbs/readme.ipynb'
+
+
+def test_tables_and_claims_are_those_of_the_runs():
+    matrix = given_matrix()
+    tables = as_markdown(1, table1(matrix), matrix) + '\n' + as_markdown(2, table2(matrix), matrix)
+    assert TEXT == replace_section(replace_section(TEXT, 'tables', tables), 'claims', claims_summary(matrix)), 'run nbs/readme.ipynb'
+    kept = (REPO/'reports'/'tables'/'table1.md').read_text()
+    assert kept == as_markdown(1, table1(matrix), matrix), 'run nbs/tables.ipynb'
 
 
 def test_named_files_exist():
