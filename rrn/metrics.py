@@ -6,7 +6,8 @@
 __all__ = ['THRESHOLDS', 'METRICS', 'intersection_union', 'sample_iou', 'score', 'Counts', 'SegmentationMetrics', 'Interval',
            'bootstrap_scores', 'bootstrap_interval', 'percentiles', 'paired_bootstrap']
 
-# %% ../nbs/15_metrics.ipynb #a6964ae7
+# %% ../nbs/15_metrics.ipynb #e10d22f7
+from functools import lru_cache
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -126,10 +127,15 @@ def _by_cluster(terms, clusters):
         raise RRNError(f"A bootstrap wants one cluster a sample, not {[len(t) for t in terms]} samples with {len(group)}.")
     return np.stack([np.bincount(group, t) for t in terms])
 
+@lru_cache(maxsize=16)
+def _draws(k, draws, seed) -> np.ndarray:
+    "How often each of `k` clusters is in each draw with replacement: (draws, k). Kept, since many scores use the same draws."
+    rng = derived_rng(seed)
+    return np.stack([np.bincount(rng.integers(k, size=k), minlength=k) for _ in range(draws)]).astype(np.int16)
+
 def _resampled(terms, draws, seed):
     "Sums of (m, K) over `draws` random choices of K clusters with replacement: (m, draws)."
-    rng, k = derived_rng(seed), terms.shape[1]
-    return np.stack([terms[:, rng.integers(k, size=k)].sum(1) for _ in range(draws)], 1)
+    return terms @ _draws(terms.shape[1], draws, seed).T
 
 def bootstrap_scores(intersections, unions, clusters, metric='overall_iou', draws=1000, seed=0):   # as in `bootstrap_interval`
     "The mean score over runs, and the same for each draw of clusters: (float, (draws,)). The same seed draws the same clusters."

@@ -12,7 +12,7 @@ __all__ = ['CURVED', 'ANGULAR', 'CLASSES', 'SQUARE', 'OUTLINES', 'HOLES', 'COLOU
            'anchor_name', 'short_wordings', 'long_wordings', 'describe', 'targets', 'split_of', 'segmentation',
            'image_name', 'save_jpeg', 'annotate', 'family_of', 'wanted', 'scene_records', 'ref_entries', 'in_workers',
            'write_refer', 'referit_regions', 'referit_records', 'write_referit', 'default_root', 'ensure',
-           'open_shapes']
+           'half_written', 'open_shapes']
 
 # %% ../nbs/04_shapes.ipynb #7ffc37a7
 import math, os, pickle
@@ -506,8 +506,14 @@ def ensure(kind:str,      # 'unc', 'unc+', 'gref' or 'referit'
     last = root/('referit/referit_imcrop.json' if kind == 'referit' else 'refcocog/refs(umd).p')
     if last.exists(): return root                  # written last, so all of it is there
     with locked(root):
-        if not last.exists(): (write_referit if kind == 'referit' else write_refer)(root, **how)
+        if not last.exists():
+            for half in half_written(root): half.unlink()
+            (write_referit if kind == 'referit' else write_refer)(root, **how)
     return root
+
+def half_written(root) -> list:
+    "What a killed drawing left behind in the folders of the set."
+    return [p for folder in ('images', 'referit', *(f for f, _ in REFER_FILES.values())) for p in (root/folder).rglob('.*.part') if p.is_file()]
 
 # %% ../nbs/04_shapes.ipynb #bce45a2b
 def open_shapes(kind:str, root=None) -> ReferringDataset:

@@ -6,8 +6,9 @@
 __all__ = ['METRICS1', 'LONG', 'TITLES', 'published', 'Results', 'results', 'stack', 'entry', 'table1', 'table2', 'cell_text',
            'wide', 'conditions', 'as_markdown', 'as_latex', 'write_tables']
 
-# %% ../nbs/30_tables.ipynb #05666a0f
+# %% ../nbs/30_tables.ipynb #47481e9d
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from .train import read_rows, rows_file
 # %% ../nbs/30_tables.ipynb #4fe6ea02
 METRICS1 = ['prec@0.5', 'prec@0.6', 'prec@0.7', 'prec@0.8', 'prec@0.9', 'overall_iou']      # columns of Table 1
 
+@lru_cache(maxsize=1)
 def published() -> dict:
     "The paper's numbers: {('table1', 'row<n>', metric)} and {('table2', name, column)} -> percent; what the paper leaves blank is not in it."
     text = yaml.safe_load((repo_root()/'data'/'published.yaml').read_text())

@@ -293,13 +293,13 @@ def make_engine(model:RRN, cache=None, team=Team(), compiled=False) -> Engine:
         return cache(batch) if cache else cnn(batch.images)
     return Engine(features, torch.compile(batch_loss, mode=mode), team)
 
-# %% ../nbs/18_train.ipynb #61476891
-def check_finite(losses, steps, order):
-    "`RRNError` naming the batch if one of `losses` (of `steps`) is not finite."
-    for step, loss in zip(steps, losses):
-        if not math.isfinite(loss):
+# %% ../nbs/18_train.ipynb #4f87ba1a
+def check_finite(values, steps, order, what='loss'):
+    "`RRNError` naming the batch if one of `values` (of `steps`) is not finite."
+    for step, value in zip(steps, values):
+        if not math.isfinite(value):
             samples = [s for part in order[step] for s in part]
-            raise RRNError(f"the loss is {loss} at step {step} (images {', '.join(str(Path(s.image).name) for s in samples[:4])}; "
+            raise RRNError(f"the {what} is {value} at step {step} (images {', '.join(str(Path(s.image).name) for s in samples[:4])}; "
                            f"\"{samples[0].sentence}\"). The last good checkpoint is kept. Lower lr, set clip, or look at this batch.")
 
 # %% ../nbs/18_train.ipynb #643a7704
@@ -332,6 +332,7 @@ class Reporter:
         steps, losses, norms, sentences = zip(*self.steps); self.steps = []
         losses = torch.stack(losses).tolist()
         check_finite(losses, steps, self.order)
+        check_finite(torch.stack(norms).tolist(), steps, self.order, 'norm of the gradient')      # the weights are lost, and not worth a checkpoint
         row = dict(loss=float(np.mean(losses)), lr=learning_rate(done - 1, self.c), grad_norm=torch.stack(norms).mean().item())
         self.log.add(step=done, **row, sentences=sum(sentences), seconds=self.seconds())
         bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", sentences_per_s=round(sum(r.get('sentences', 0) for r in self.log.rows) / self.seconds()))

@@ -260,7 +260,7 @@ def test_real_photographs_there_and_back(shared, tmp_path):
     original = read_instances(mini/'refcoco'/'instances.json')
     for s in all_samples(dataset):
         a = original.annotations[int(s.mask.name.split()[1])]
-        rle = coco.frPyObjects(a['segmentation'], s.height, s.width)
+        rle = coco.frPyObjects(a['segmentation'].read('the original'), s.height, s.width)
         assert (s.mask.decode() == coco.decode(coco.merge(rle) if isinstance(rle, list) else rle).astype(bool)).all()
         assert s.image.read_bytes() == (mini/IMAGE_FOLDER/original.images[a['image_id']]['file_name']).read_bytes()
     assert examine('own', tmp_path/'out', progress=False).status == 0
