@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['EXPECT', 'MARGIN', 'CLAIMS', 'NAMES', 'COLUMNS', 'Claim', 'claim', 'terms', 'places', 'paper_score',
            'paper_difference', 'our_difference', 'place_seed', 'check_same', 'seeds_agree', 'verdict', 'claims_table',
-           'claims_page', 'claims_summary', 'write_claims']
+           'claims_page', 'claims_summary', 'steps_table', 'steps_page', 'write_claims']
 
-# %% ../nbs/31_claims.ipynb #289b4cf6
-from dataclasses import dataclass
+# %% ../nbs/31_claims.ipynb #75ce8364
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -59,7 +59,9 @@ CLAIMS = [
 
 # %% ../nbs/31_claims.ipynb #d389e0ac
 CLAIMS += [claim('Of row 2, the 3x3 kernel alone: at the resolution of the map', 'row1-3x3', 'row1', **_unc),
-           claim('Of row 2, the loss at the resolution of the image alone: with a 1x1 kernel', 'row2-1x1', 'row1', **_unc)]
+           claim('Of row 2, the loss at the resolution of the image alone: with a 1x1 kernel', 'row2-1x1', 'row1', **_unc),
+           claim("Gates help, with the released program's cell: against the RNN", 'row12-released', 'row9', **_unc),
+           claim("The released program's cell is better than equation (2)", 'row12-released', 'row12', **_unc)]
 
 # %% ../nbs/31_claims.ipynb #babf3aa6
 _compare = dict(section='4.2.2')
@@ -179,8 +181,25 @@ def claims_summary(matrix:Matrix) -> str:
         lines.append(f"| {text} | {first.data} | {'' if pd.isna(first.paper) else f'{first.paper:+.2f}'} | {first.ours:+.1f} [{first.low:+.1f} to {first.high:+.1f}] | {said} |")
     return '\n'.join(lines)
 
-def write_claims(matrix:Matrix, folder=None):
-    "Write `claims.md` and `claims.csv` to `folder` (default: below reports/tables)."
+def steps_table(matrix:Matrix, iterations, claims=CLAIMS) -> pd.DataFrame:
+    "The claims' differences on the main data set's validation split, a column for each number of iterations; only claims that can be compared."
+    kind = kind_of(matrix.main)
+    columns = {n: {c.text: our_difference(c, replace(matrix, overrides=matrix.overrides | dict(iterations=n)), kind, 'val') for c in claims if not c.against and (kind, 'val') in places(c)} for n in iterations}
+    asked = {c.text: paper_difference(c, kind, 'val') for c in claims}
+    lines = [{'claim': text, 'paper': asked[text]} | {f'{n:,} steps': columns[n][text][0] for n in iterations} for text in columns[iterations[0]] if all(columns[n][text] for n in iterations)]
+    return pd.DataFrame(lines, columns=['claim', 'paper', *(f'{n:,} steps' for n in iterations)])
+
+def steps_page(matrix:Matrix, iterations) -> str:
+    "`steps.md`: what becomes of the claims when rows are trained longer."
+    table = steps_table(matrix, iterations)
+    shown = lambda v: f'{v.value:+.1f} [{v.low:+.1f} to {v.high:+.1f}]' if isinstance(v, Interval) else '' if pd.isna(v) else f'{v:+.2f}'
+    lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in [table.columns, ['---'] * table.shape[1], *([r[0], *map(shown, r[1:])] for r in table.itertuples(index=False))]]
+    return '\n'.join(['# The claims with longer training', '', f'Points of overall IoU on {matrix.main} val ({matrix.note}), one seed or more, with the interval of `claims.md`. Rows that exist at all numbers of steps only.', '', *lines, ''])
+
+def write_claims(matrix:Matrix, folder=None, longer=()):
+    "Write `claims.md` and `claims.csv` to `folder` (default: below reports/tables), and `steps.md` where runs of `longer` numbers of iterations exist."
     folder = Path(folder or repo_root()/'reports'/'tables'/matrix.subfolder)
+    if longer:
+        with whole_file(folder/'steps.md') as f: f.write(steps_page(matrix, [matrix.overrides['iterations'], *longer]))
     with whole_file(folder/'claims.md') as f: f.write(claims_page(matrix))
     with whole_file(folder/'claims.csv') as f: f.write(claims_table(matrix).to_csv(index=False, float_format='%.4f'))

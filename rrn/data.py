@@ -7,8 +7,8 @@ __all__ = ['FORMATS', 'Group', 'group_by_image', 'open_picture', 'read_image', '
            'swap_sides', 'mirrored', 'TrainingOrder', 'Team', 'this_team', 'Batches', 'loader', 'workers_alive',
            'evaluation_order']
 
-# %% ../nbs/06_data.ipynb #427c9fe2
-import contextlib, os
+# %% ../nbs/06_data.ipynb #ce79ccc7
+import contextlib, functools, gc, os
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -260,14 +260,18 @@ def loader(batches:Batches,   # what to load
 
 def _one_thread(_): torch.set_num_threads(1)
 
-@contextlib.contextmanager
-def workers_alive():
-    "Turn PyTorch's report that a worker process died into `RRNError`. It comes by signal, at any moment of the loop around a loader."
-    try: yield
-    except RuntimeError as e:
-        if 'DataLoader worker' not in str(e): raise
-        raise RRNError(f"a process that decodes images died ({str(e).splitlines()[0]}). What was saved is kept: give the same command again, "
-                       "with fewer workers if memory was short, or workers=0.") from e
+def workers_alive(function):
+    "A `function` with a loop over a loader, in which PyTorch's report that a worker process died becomes `RRNError`."
+    @functools.wraps(function)
+    def reporting(*args, **kwargs):
+        try: return function(*args, **kwargs)
+        except RuntimeError as e:
+            if 'DataLoader worker' not in str(e): raise
+            why = str(e).splitlines()[0]
+        gc.collect()                       # the dead loader, held by the error until now: it would report again, at any later moment
+        raise RRNError(f"a process that decodes images died ({why}). What was saved is kept: give the same command again, "
+                       "with fewer workers if memory was short, or workers=0.")
+    return reporting
 
 class _Caught(Dataset):
     "Hands an `RRNError` through as a value: the loader would wrap it in a traceback of its own."

@@ -61,7 +61,7 @@ def pick_workers(asked:int, device) -> int:
     if asked >= 0: return asked
     return min(16, os.cpu_count() or 1) if device.type == 'cuda' else 0
 
-@workers_alive()
+@workers_alive
 def evaluate(model:RRN,              # in evaluation mode
              samples,                # list of Sample
              reader:Reader,          # encodes and places

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['TABLE1', 'OTHERS', 'APART', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2', 'WITH_CRF', 'SHAPES', 'MATRICES', 'STEPS',
            'System', 'rrn', 'kind_of', 'Cell', 'Matrix', 'splits_of', 'given_matrix', 'keys', 'from_root',
-           'weights_file', 'outputs', 'papermill_command', 'command', 'device_slot', 'pairs', 'carry_out', 'main']
+           'weights_file', 'outputs', 'papermill_command', 'command', 'gpu_places', 'gpu_names', 'device_slot',
+           'unlock_if_alone', 'pairs', 'draw_scenes', 'carry_out', 'main']
 
-# %% ../nbs/29_matrix.ipynb #d3a50193
-import argparse, contextlib, os, subprocess, sys, tempfile
+# %% ../nbs/29_matrix.ipynb #9e7e6291
+import argparse, contextlib, functools, os, subprocess, sys, tempfile
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 import torch
 from .core import RRNError, one_of, repo_root
 from .model import Config, preset
+from .shapes import ensure
 from .train import Run, rows_file, run_name, runs_folder
 
 # %% ../nbs/29_matrix.ipynb #bd56b8a9
@@ -50,7 +52,8 @@ TABLE1 = {
 OTHERS = {'lstm-cnn': System('LSTM-CNN', dict(system='lstm-cnn', pyramid='', score_kernel=1, background_weight=1/3)),
           'rmi': System('DeepLab+RMI', dict(system='rmi', pyramid='', score_kernel=1, resolution='feature'))}
 APART = {'row1-3x3': System('D-LSTM with a 3x3 kernel', dict(pyramid='', resolution='feature')),
-         'row2-1x1': System('D-LSTM with the loss at image resolution', dict(pyramid='', score_kernel=1))}     # row 2's two changes, one at a time
+         'row2-1x1': System('D-LSTM with the loss at image resolution', dict(pyramid='', score_kernel=1)),     # row 2's two changes, one at a time
+         'row12-released': System("LSTM with the released program's cell", dict(update='released_lstm', pyramid='C5,C4,C3'))}
 SYSTEMS_OF_TABLES = TABLE1 | OTHERS | APART
 TABLE2 = [('LSTM-CNN', 'lstm-cnn', False), ('DeepLab+RMI', 'rmi', False), ('DeepLab+RMI+DCRF', 'rmi', True), ('RRN (plain structure)', 'row5', False),
           ('RRN (vanilla RNN)', 'row9', False), ('RRN (LSTM)', 'row12', False), ('RRN (LSTM, DCRF)', 'row12', True)]   # name, system, with a CRF
@@ -91,7 +94,7 @@ class Matrix:
 
     def run(self, name) -> Run:
         "The run of that name."
-        return Run((Path(self.folder) if self.folder else runs_folder())/name)
+        return Run((repo_root()/self.folder if self.folder else runs_folder())/name)
 
     def configuration(self, system, dataset, seed) -> Config:
         "The configuration of a system on a data set."
@@ -148,7 +151,10 @@ def keys(cell:Cell, step='') -> list:
     rest = [k for k in plain if k not in trained] + [f'{k} (dcrf)' for k in plain if cell.crf]
     return dict(train=trained, evaluate=rest).get(step, trained + rest)
 
-def from_root(path) -> str: return os.path.relpath(path, repo_root())
+def from_root(path) -> str:
+    "A path relative to the project, or as it is if it lies elsewhere."
+    path = Path(path)
+    return str(path.relative_to(repo_root()) if path.is_relative_to(repo_root()) else path)
 
 def weights_file(matrix:Matrix, cell:Cell) -> str:
     "The trained weights of a run, relative to the project."
@@ -174,7 +180,15 @@ def command(matrix:Matrix, cell:Cell, step, device='auto') -> list:
     values = SYSTEMS_OF_TABLES[cell.system].values | matrix.overrides
     return papermill_command(step, folder/'train.ipynb', preset=matrix.preset, **common, **values, dataset=cell.config.dataset, seed=cell.config.seed)
 
-# %% ../nbs/29_matrix.ipynb #e4856952
+# %% ../nbs/29_matrix.ipynb #d9180047
+def gpu_places(per_gpu=1) -> int:
+    "How many runs fit on the GPUs that are seen here; 0 without a GPU."
+    return torch.cuda.device_count() * per_gpu
+
+def gpu_names(gpus=None) -> list:
+    "Identifiers of the GPUs seen here, the same in every process of the machine; for a number, that many made-up ones."
+    return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())] if gpus is None else [str(i) for i in range(gpus)]
+
 @contextlib.contextmanager
 def device_slot(gpus=None,          # how many there are; None: as PyTorch sees
                 per_gpu=1,          # runs that may share one
@@ -182,16 +196,31 @@ def device_slot(gpus=None,          # how many there are; None: as PyTorch sees
                ):
     "The device for one run, 'cuda:<i>' or 'cpu', held until the block ends. `RRNError` if all are taken."
     import fcntl
-    gpus = torch.cuda.device_count() if gpus is None else gpus
-    if not gpus: yield 'cpu'; return
+    names = gpu_names(gpus)
+    if not names: yield 'cpu'; return
     place = Path(folder or tempfile.gettempdir())
-    for slot, gpu in product(range(per_gpu), range(gpus)):
-        with open(place/f'rrn-gpu{gpu}-{slot}.lock', 'w') as f:
+    for slot, (i, gpu) in product(range(per_gpu), enumerate(names)):
+        with open(place/f'rrn-{os.getuid()}-gpu-{gpu}-{slot}.lock', 'w') as f:
             try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError: continue
-            yield f'cuda:{gpu}'
+            yield f'cuda:{i}'
             return
-    raise RRNError(f"all {gpus * per_gpu} places on {gpus} GPUs are taken; start fewer runs at once (snakemake --resources gpu={gpus * per_gpu}) or raise runs_per_gpu.")
+    taken = len(names) * per_gpu
+    raise RRNError(f"all {taken} places on {len(names)} GPUs are taken; start fewer runs at once (snakemake --resources gpu={taken}) or raise runs_per_gpu.")
+
+# %% ../nbs/29_matrix.ipynb #f568d4ce
+@functools.cache
+def _alive(path): return open(path, 'w')
+
+def unlock_if_alone(folder):
+    "Remove the locks in a folder of Snakemake's that dead workflows left, and count as living from now on."
+    import fcntl
+    Path(folder).mkdir(exist_ok=True)
+    alive = _alive(Path(folder).resolve()/'alive')
+    with contextlib.suppress(OSError):               # another workflow lives, or the file system cannot lock
+        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for lock in Path(folder).glob('locks/*.lock'): lock.unlink()
+    with contextlib.suppress(OSError): fcntl.flock(alive, fcntl.LOCK_SH)
 
 # %% ../nbs/29_matrix.ipynb #6f94dc18
 def pairs(words) -> dict:
@@ -204,11 +233,20 @@ def pairs(words) -> dict:
     if wrong: raise RRNError(f"{wrong[0]!r} is no setting; write name=value.")
     return {k: value(v) for k, v in (w.split('=', 1) for w in words)}
 
+def draw_scenes(matrix:Matrix, cell:Cell):
+    "Draw the embedded scenes of a run if they are not there; of runs that start at once, one draws and the others wait."
+    import fcntl
+    if matrix.data_root or not cell.config.dataset.startswith('shapes-'): return
+    with open(repo_root()/'data'/'.scenes.lock', 'w') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        ensure(kind_of(cell.config.dataset))
+
 def carry_out(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
     "Train or evaluate the run called `name`. Raises `RRNError` if there is none, or if it fails."
     cells = {c.run: c for c in matrix.cells()}
     cell = cells[one_of('run', name, cells)]
     folder = matrix.run(cell.run).folder; folder.mkdir(parents=True, exist_ok=True)
+    draw_scenes(matrix, cell)
     with device_slot(per_gpu=runs_per_gpu) as device: done = subprocess.run(command(matrix, cell, step, device), cwd=repo_root())
     if done.returncode: raise RRNError(f"{step} of run {name} failed; what it says stands above and in {folder/step}.ipynb.")
 

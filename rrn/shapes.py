@@ -11,11 +11,11 @@ __all__ = ['CURVED', 'ANGULAR', 'CLASSES', 'SQUARE', 'OUTLINES', 'HOLES', 'COLOU
            'along_side', 'related', 'pick_related', 'pick_near', 'referents', 'anchors', 'values', 'phrases', 'noun',
            'anchor_name', 'short_wordings', 'long_wordings', 'describe', 'targets', 'split_of', 'segmentation',
            'image_name', 'save_jpeg', 'annotate', 'family_of', 'wanted', 'scene_records', 'ref_entries', 'in_workers',
-           'write_refer', 'referit_regions', 'referit_records', 'write_referit', 'default_root', 'ensure',
+           'write_refer', 'referit_regions', 'mat_bytes', 'referit_records', 'write_referit', 'default_root', 'ensure',
            'half_written', 'open_shapes']
 
-# %% ../nbs/04_shapes.ipynb #7ffc37a7
-import math, os, pickle
+# %% ../nbs/04_shapes.ipynb #029a8be9
+import io, math, os, pickle
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -466,6 +466,12 @@ def referit_regions(scene, rng, split):
     stuff = [(m, [str(rng.choice(STUFF_WORDS[k]))]) for k, m in scene.stuff.items() if m.mean() >= .03]
     return [(m, s) for m, s in things + stuff if s]
 
+def mat_bytes(mask) -> bytes:
+    "A region's mask as a MATLAB file. SciPy writes the time into the header's text; the same mask should make the same bytes."
+    file = io.BytesIO()
+    savemat(file, {'segimg_t': np.where(mask, 0, 1).astype(np.uint8)}, do_compression=True)
+    return b'MATLAB 5.0 MAT-file, rrn shapes'.ljust(116) + file.getvalue()[116:]
+
 def referit_records(task):
     "Write picture and region masks of scene `index`; return (image name, (W, H), {region: sentences})."
     root, seed, index, sizes = task
@@ -475,8 +481,7 @@ def referit_records(task):
     queries = {}
     for n, (mask, said) in enumerate(referit_regions(scene, derived_rng(seed, index, 3), split)):
         queries[f'{index + 1}_{n + 1}'] = said
-        with whole_file(Path(root)/f'referit/mask/{index + 1}_{n + 1}.mat', 'wb', sync=False) as f:
-            savemat(f, {'segimg_t': np.where(mask, 0, 1).astype(np.uint8)}, do_compression=True)
+        with whole_file(Path(root)/f'referit/mask/{index + 1}_{n + 1}.mat', 'wb', sync=False) as f: f.write(mat_bytes(mask))
     return f'{index + 1}.jpg', scene.image.shape[1::-1], queries
 
 def write_referit(root, seed=SET_SEED, sizes=SPLITS, workers=None):

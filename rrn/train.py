@@ -337,8 +337,8 @@ class Reporter:
         self.log.add(step=done, **row, sentences=sum(sentences), seconds=self.seconds())
         bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", sentences_per_s=round(sum(r.get('sentences', 0) for r in self.log.rows) / self.seconds()))
 
-# %% ../nbs/18_train.ipynb #d2c7adb2
-@workers_alive()
+# %% ../nbs/18_train.ipynb #ff09bf4b
+@workers_alive
 def train(model:RRN,
           order:TrainingOrder,   # which samples each batch holds
           reader:Reader,
