@@ -269,7 +269,7 @@ class FeatureFiles:
         path, size = self.path(key), self.values * self.dtype.itemsize
         if not path.is_file() or path.stat().st_size != size + 4: return None
         values = torch.from_file(str(path), size=self.values, dtype=self.dtype)
-        if path not in self.sound and checksum(values) != path.read_bytes()[size:]: return None
+        if path not in self.sound and checksum(values, path.name) != path.read_bytes()[size:]: return None
         self.sound.add(path)
         parts = values.split([c * h * w for c, h, w in self.shapes.values()])
         return {m: part.view(1, *shape).to(device, self.computed) for part, (m, shape) in zip(parts, self.shapes.items())}
@@ -279,12 +279,12 @@ class FeatureFiles:
         if not self.writable: return
         values = torch.cat([maps[m].detach().reshape(-1) for m in self.shapes]).to('cpu', self.dtype)
         try:
-            with whole_file(self.path(key), 'wb', sync=False) as f: f.write(values.view(torch.uint8).numpy()); f.write(checksum(values))
+            with whole_file(self.path(key), 'wb', sync=False) as f: f.write(values.view(torch.uint8).numpy()); f.write(checksum(values, self.path(key).name))
         except RRNError as e: self.writable = False; print(f'going on without the cache of features: {e}')
 
-def checksum(values) -> bytes:
-    "Four bytes that nearly any damage to a tensor changes."
-    return zlib.crc32(values.view(torch.uint8).numpy()).to_bytes(4, 'little')
+def checksum(values, name:str) -> bytes:
+    "Four bytes that nearly any damage to a tensor changes, and that another file's name does, too."
+    return zlib.crc32(values.view(torch.uint8).numpy(), zlib.crc32(name.encode())).to_bytes(4, 'little')
 
 # %% ../nbs/12_model.ipynb #fd08a77d
 def feature_cache(model:RRN,

@@ -10,8 +10,8 @@ __all__ = ['LOG', 'RUN_OPTIONS', 'COUNTED', 'EVALUATION_OPTIONS', 'learning_rate
            'update_step', 'trained_weights', 'gradients', 'team_gradients', 'make_engine', 'check_finite', 'Plan',
            'Reporter', 'train', 'check_options', 'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers',
            'open_job', 'open_named', 'make_vocabulary', 'run_job', 'finish', 'blind_job', 'rows_file', 'write_rows',
-           'read_rows', 'add_metrics', 'open_run', 'find_run', 'open_evaluation', 'parse_settings', 'train_job', 'main',
-           'papermill_output', 'keep_notebook']
+           'read_rows', 'add_metrics', 'open_run', 'find_run', 'open_evaluation', 'parse_settings', 'train_job',
+           'train_together', 'main', 'papermill_output', 'keep_notebook']
 
 # %% ../nbs/18_train.ipynb #95ee4d36
 import contextlib, gzip, hashlib, io, json, math, os, random, shutil, sys, time, zlib
@@ -564,6 +564,16 @@ def train_job(parameters:dict) -> pd.DataFrame:
     rows = evaluate(job.model, job.samples(split), job.reader(), progress='evaluating')
     if this_team().leads: add_metrics(job.run, f'{job.config.dataset} {split}', rows, job.config.protocol)
     return rows
+
+def train_together(parameters:dict) -> dict:
+    "Train in as many processes as the parameter `processes` says, from a notebook that has not used a GPU yet; the parameters to go on with."
+    given = dict(parameters); processes = given.pop('processes', 1)
+    if type(processes) is not int or processes < 1: raise RRNError(f"processes={processes!r} should be a number of processes, at least 1.")
+    if processes == 1: return given
+    check_options({k: v for k, v in given.items() if v is not None}, RUN_OPTIONS, [f.name for f in fields(Config)])
+    from accelerate import notebook_launcher
+    notebook_launcher(lambda: run_job(open_job(**given)), num_processes=processes)
+    return given | dict(resume=True)
 
 def main(argv=None):
     "`python -m rrn.train [name=value ...]`, or the same behind `accelerate launch -m`."

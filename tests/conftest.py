@@ -1,6 +1,10 @@
 "What several test files need."
+import tempfile
 from pathlib import Path
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
+
+set_hypothesis_home_dir(Path(tempfile.gettempdir())/'rrn-hypothesis')       # not into the checkout
 
 def pytest_addoption(parser):
     parser.addoption('--fuzz', type=int, default=400, help="hostile inputs over all readers (nightly: 20000)")

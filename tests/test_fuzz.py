@@ -126,9 +126,10 @@ def starting(*magics):
 
 # ---- readers ---------------------------------------------------------------------------------------------------------------
 # A reader is set up in a folder and gives: how an input is made from a random generator, how hypothesis draws one, how it is read,
-# and the words of which one has to be in a refusal.
+# the words of which one has to be in a refusal, and inputs that once ran code, crashed, hung or filled the memory, or escaped as
+# another error: they come first, and have to be refused.
 
-Fuzzed = namedtuple('Fuzzed', 'made drawn read named')
+Fuzzed = namedtuple('Fuzzed', 'made drawn read named known', defaults=[()])
 FUZZED = {}
 
 
@@ -184,7 +185,8 @@ FEW = [pickle.dumps([1, 'a', {'b': (2., {3})}], p) for p in (0, 2, 4)]
 def pickles(folder):
     plain = st.recursive(PLAIN | st.binary(max_size=9), lambda v: st.lists(v, max_size=4) | st.tuples(v, v) | st.dictionaries(st.text(max_size=4) | st.tuples(st.integers()), v, max_size=4), max_leaves=20)
     drawn = st.builds(pickle.dumps, plain, st.integers(0, 5)) | starting(b'\x80\x02', b'\x80\x04\x95', b'(', b'c__builtin__\neval\n')
-    return Fuzzed(lambda rng: damaged(rng, rng.choice(PICKLES + 3*FEW), PICKLES), drawn, in_file(folder/'a.p', safe_load), ['a.p'])
+    return Fuzzed(lambda rng: damaged(rng, rng.choice(PICKLES + 3*FEW), PICKLES), drawn, in_file(folder/'a.p', safe_load), ['a.p'],
+                  [b'}' + b')' + b'\x85'*300_000 + b'Ns.', b"cposix\nsystem\n(S'touch canary'\ntR."])
 
 
 @fuzzed
@@ -192,7 +194,8 @@ def refs(folder):
     refer_layout(folder)
     made = lambda rng: pickle.dumps(swapped(rng, REFS), rng.choice([0, 2, 4]))
     entry = st.fixed_dictionaries({}, optional={k: st.just(v) | JSON for k, v in REFS[0].items()})
-    return Fuzzed(made, st.lists(entry, max_size=3).map(pickle.dumps), in_file(folder/'refcoco'/'refs(unc).p', lambda path: read_samples(folder)), ['refs(unc).p', 'annotation', str(folder)])
+    return Fuzzed(made, st.lists(entry, max_size=3).map(pickle.dumps), in_file(folder/'refcoco'/'refs(unc).p', lambda path: read_samples(folder)), ['refs(unc).p', 'annotation', str(folder)],
+                  [pickle.dumps([REFS[0] | change]) for change in (dict(ann_id=10**5000), dict(sentences=['left']), dict(ann_id=4))])
 
 
 @fuzzed
@@ -200,7 +203,8 @@ def instances(folder):
     refer_layout(folder)
     entries = {k: st.lists(st.fixed_dictionaries({}, optional={n: st.just(x) | JSON for n, x in v[0].items()}), max_size=3) for k, v in INSTANCES.items()}
     drawn = st.fixed_dictionaries(entries).map(lambda v: json.dumps(v).encode()) | JSON_BYTES
-    return Fuzzed(lambda rng: json_bytes(rng, INSTANCES), drawn, in_file(folder/'refcoco'/'instances.json', lambda path: read_samples(folder)), ['instances.json', 'annotation', str(folder)])
+    return Fuzzed(lambda rng: json_bytes(rng, INSTANCES), drawn, in_file(folder/'refcoco'/'instances.json', lambda path: read_samples(folder)), ['instances.json', 'annotation', str(folder)],
+                  [json.dumps(INSTANCES | dict(images=[i | change for i in IMAGES])).encode() for change in (dict(height=20_000, width=20_000), dict(file_name='../canary'), dict(file_name='a' * 300))])
 
 
 @fuzzed
@@ -213,7 +217,8 @@ def masks(folder):
     def read(segmentation):
         mask = CocoMask(segmentation, 37, 64, 'annotation 4').decode()
         assert mask.dtype == bool and mask.shape == (37, 64)
-    return Fuzzed(made, polygons | runs | whole | JSON, read, ['annotation 4'])
+    known = [dict(size=[37, 64], counts='o' * 3_000_000), [[-370, -370, 640, 640] * 3000], [[0, 0, float('nan'), 0, 1, 1]], [[0, 0, 5, 0, 5]], []]
+    return Fuzzed(made, polygons | runs | whole | JSON, read, ['annotation 4'], known)
 
 
 REFERIT = dict(imsize={f'{i}.jpg': [16, 7] for i in (7, 8, 9)}, imcrop={f'{i}.jpg': [f'{i}_1', f'{i}_2'] for i in (7, 8, 9)}, query_train={'7_1': ['white box', 'box'], '7_2': ['sky']},
@@ -232,7 +237,7 @@ def referit(folder):
     made = lambda rng: (lambda n: (n, json_bytes(rng, REFERIT[n])))(rng.choice(list(REFERIT)))
     table = st.dictionaries(st.sampled_from(['7.jpg', '8.jpg', '7_1', '8_2', '9_1']) | WORDS, JSON | st.lists(st.integers(0, 30)) | st.lists(WORDS), max_size=4)
     drawn = st.tuples(st.sampled_from(list(REFERIT)), table.map(lambda v: json.dumps(v).encode()) | JSON_BYTES)
-    return Fuzzed(made, drawn, read, ['referit_', '.mat'])
+    return Fuzzed(made, drawn, read, ['referit_', '.mat'], [('imcrop', b'{"7.jpg": 7}'), ('query_val', b'{"../../canary_1": ["x"]}'), ('imsize', b'{"7.jpg": [20000, 20000]}')])
 
 
 @fuzzed
@@ -264,7 +269,7 @@ def npy(folder):
         good = rng.choice(seeds)
         start = good.index(b'\n') + 1
         return good[:start] + damaged(rng, good[start:], seeds) if rng.random() < .7 else damaged(rng, good, seeds)
-    return Fuzzed(made, starting(b'\x93NUMPY\x01\x00', seeds[0][:128]), in_file(folder/'m.npy', lambda p: sound(read_checkpoint(p))), ['m.npy'])
+    return Fuzzed(made, starting(b'\x93NUMPY\x01\x00', seeds[0][:128]), in_file(folder/'m.npy', lambda p: sound(read_checkpoint(p))), ['m.npy'], [seeds[0][:128] + b"cposix\nsystem\n(S'touch canary'\ntR."])
 
 
 @fuzzed
@@ -301,12 +306,17 @@ def tensorflow_1(folder):
     return Fuzzed(made, st.builds(lambda i, b: in_record(i, lambda _: b), st.integers(0, 5), st.binary(max_size=40)), in_file(path, lambda p: sound(read_checkpoint(p))), ['m.ckpt'])
 
 
-def repacked(data, change):
-    "PyTorch's zip with `change` applied to its pickle and the checksums made right."
+def rezipped(data, change, packing=zipfile.ZIP_STORED):
+    "A zip with `change(name, content)` applied to its members and the checksums made right."
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as z, zipfile.ZipFile(out, 'w') as w:
-        for m in z.infolist(): w.writestr(m.filename, change(z.read(m)) if m.filename.endswith('.pkl') else z.read(m))
+    with zipfile.ZipFile(io.BytesIO(data)) as z, zipfile.ZipFile(out, 'w', packing) as w:
+        for m in z.infolist(): w.writestr(m.filename, change(m.filename, z.read(m)))
     return out.getvalue()
+
+
+def repacked(data, change):
+    "PyTorch's zip with `change` applied to its pickle."
+    return rezipped(data, lambda name, content: change(content) if name.endswith('.pkl') else content)
 
 
 def saved(value, zipped=True):
@@ -327,7 +337,9 @@ def pytorch(folder):
         if good[:2] == b'PK' and rng.random() < .6: return repacked(good, partial(damaged, rng))
         return damaged(rng, good, seeds)
     drawn = starting(b'PK\3\4', seeds[0][:60], b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.') | st.builds(lambda b: repacked(seeds[0], lambda _: b), starting(b'\x80\x02}', b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n'))
-    return Fuzzed(made, drawn, in_file(folder/'m.pth', lambda p: sound(read_checkpoint(p))), ['m.pth'])
+    bomb = rezipped(seeds[0], lambda name, content: bytes(100 << 20) if name.endswith('data/0') else content, zipfile.ZIP_DEFLATED)
+    known = [*seeds[3:6], repacked(seeds[0], lambda d: b'\x80\x02})' + b'\x85'*300_000 + b'K\x01s.'), bomb]
+    return Fuzzed(made, drawn, in_file(folder/'m.pth', lambda p: sound(read_checkpoint(p))), ['m.pth'], known)
 
 
 def with_header(header, body): return struct.pack('<Q', len(header)) + header + body
@@ -404,7 +416,8 @@ def pictures(folder):
         rgb = read_image(path)
         assert rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3
     magics = [b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', b'GIF89a', b'II*\0', b'8BPS', b'\0\0\1\0', seeds[0][:30], seeds[2][:33], b'RIFF\xff\xff\0\0WEBPVP8 ']
-    return Fuzzed(lambda rng: damaged(rng, rng.choice(seeds), seeds), starting(*magics), in_file(folder/'a.jpg', read), ['a.jpg'])
+    vast = io.BytesIO(); Image.new('1', (12_000, 12_000)).save(vast, 'PNG')
+    return Fuzzed(lambda rng: damaged(rng, rng.choice(seeds), seeds), starting(*magics), in_file(folder/'a.jpg', read), ['a.jpg'], [magics[0] + b'(x) run\n', vast.getvalue(), b''])
 
 
 @fuzzed
@@ -429,7 +442,7 @@ def sentences(folder):
             assert len(numbers) == 20 and all(0 <= n < len(v) for n in numbers) and any(numbers)
             v.decode(numbers), v.unknown(sentence), split_released(sentence)
     made = lambda rng: damaged(rng, rng.choice(TEXTS + ['the left dog, please']).encode('utf-8', 'surrogatepass')).decode('utf-8', 'replace')
-    return Fuzzed(made, st.text(max_size=200) | WORDS | JSON, read, ['sentence'])
+    return Fuzzed(made, st.text(max_size=200) | WORDS | JSON, read, ['sentence'], ['', ' \0\u200b', None, b'left', 7])
 
 
 @fuzzed
@@ -488,10 +501,10 @@ def doctor(folder):
 @fuzzed
 def archives(folder):
     rng = random.Random(5); files = {'refcoco/refs(unc).p': rng.randbytes(300), 'refcoco/deep/a.json': b'{}' * 50, '../canary': b'x', 'refcoco/é': b'1'}
-    def packed(kind, names):
+    def packed(kind, names, packing=zipfile.ZIP_DEFLATED):
         out = io.BytesIO()
         if kind == 'zip':
-            with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z:
+            with zipfile.ZipFile(out, 'w', packing) as z:
                 for n in names: z.writestr(n, files[n])
         else:
             with tarfile.open(fileobj=out, mode=kind) as t:
@@ -505,7 +518,8 @@ def archives(folder):
         with contextlib.suppress(RRNError): download.is_archive(path)
         try: download.unpack(path, folder/'out', progress=False)
         finally: assert sorted(p.name for p in folder.iterdir()) in (['a.zip'], ['a.zip', 'out'])
-    return Fuzzed(lambda rng: inside(rng, rng.choice(seeds)), starting(b'PK\3\4', b'\x1f\x8b\x08', seeds[2][:512]), in_file(folder/'a.zip', read), ['a.zip'])
+    return Fuzzed(lambda rng: inside(rng, rng.choice(seeds)), starting(b'PK\3\4', b'\x1f\x8b\x08', seeds[2][:512]), in_file(folder/'a.zip', read), ['a.zip'],
+                  [packed('zip', honest, zipfile.ZIP_LZMA), *seeds[3:]])
 
 
 @fuzzed
@@ -521,7 +535,7 @@ def answers(folder):
             first, total = download.judge(response, start, about, download.Terms(limit=1000, sha256='0' * 64))
             assert first in (0, start) and (total is None or 0 <= total <= 1000)
     made = lambda rng: Response(rng.choice([200, 206]), {'Content-Length': rng.choice(['4', '9', rng.choice(TEXTS)]), 'Content-Range': damaged(rng, b'bytes 5-8/9').decode('latin1')}, False)
-    return Fuzzed(made, drawn, read, [])
+    return Fuzzed(made, drawn, read, [], [Response(206, {'Content-Range': 'bytes 5-8/' + '9' * 5000}, False), Response(200, {'Content-Length': '-3'}, False)])
 
 
 @fuzzed
@@ -605,6 +619,8 @@ def read_all(name, n, start, folder):
     claimed = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (claimed + MEMORY, claimed + MEMORY))
     try:
+        for content in reader.known: watch.one(content)
+        if watch.figures['accepted']: watch.faults.append('one of the known inputs was accepted')
         for i in range(n // 2): watch.one(reader.made(random.Random(f'{start}-{name}-{i}')))
         drawn = given(reader.drawn)(watch.one)
         drawn = settings(max_examples=n - n // 2, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])(drawn)
