@@ -260,7 +260,8 @@ def unique_ids(data:dict, path) -> dict:
 def read_own(instances, images, keep:bool, wanted=None) -> tuple:
     "(the annotations with new file names, picture number -> its file); only pictures with annotations in `wanted` (None: any)."
     data = unique_ids(read_json(instances, 'COCO instances'), instances)
-    used = {field(a, 'image_id', int, f"{instances}: annotation {a['id']}") for a in data['annotations'] if wanted is None or a['id'] in wanted}
+    image_of = {a['id']: field(a, 'image_id', int, f"{instances}: annotation {a['id']}") for a in data['annotations']}
+    used = {image for id, image in image_of.items() if wanted is None or id in wanted}
     files, kept, names = {}, [], set()
     for image in data['images']:
         if image['id'] not in used: continue

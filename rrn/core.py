@@ -18,6 +18,7 @@ import torch
 # %% ../nbs/00_core.ipynb #450bb036
 class RRNError(ValueError):
     "Something that the user can put right; the message says what, where and how."
+    def __init__(self, message): super().__init__(message if len(message) <= 5000 else f'{message[:3000]} [...] {message[-1500:]}')
 
 # %% ../nbs/00_core.ipynb #d63f66c9
 def one_of(name:str,          # what is being chosen, for the message

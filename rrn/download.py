@@ -223,7 +223,7 @@ def finish(part:Part, path, terms:Terms, resumed:bool) -> str:
     with whole_file(record_of(path)) as f: f.write(f"{digest}  {path.name}\n")
     with open(part.data, 'rb+') as f: os.fsync(f.fileno())
     os.replace(part.data, path)
-    shutil.rmtree(part.folder)
+    shutil.rmtree(part.folder, ignore_errors=True)
     return digest
 
 # %% ../nbs/22_download.ipynb #46684770
@@ -246,6 +246,7 @@ def existing(path, terms:Terms) -> str:
     "The SHA-256 of a file that is there already; `RRNError` if it is not the one wanted."
     digest, fault = inspect(path, Terms(terms.sha256 or recorded(path), terms.size, check=terms.check))
     if fault: raise RRNError(f"{path} is there, but it {fault}. Move it away, then fetch it again.")
+    shutil.rmtree(Part(path).folder, ignore_errors=True)           # of a process that was killed when it had just given the file its name
     return digest
 
 def from_mirrors(urls, path, terms:Terms) -> str:

@@ -10,14 +10,16 @@ from pathlib import Path
 import pandas as pd
 from .core import RRNError, read_json, whole_file
 from .metrics import METRICS
-from .train import runs_folder
+from .train import read_metrics, runs_folder
 
 # %% ../nbs/21_report.ipynb #6a094372
 def read_records(folder=None) -> list:
     "The records of all runs with metrics below `folder` (default: the project's), by name: [{'run', 'config', 'metrics', ...}]."
     found = []
     for path in sorted(Path(folder or runs_folder()).glob('*/metrics.json')):
-        found.append({'run': path.parent.name, 'metrics': read_json(path, 'metrics')} | read_json(path.parent/'config.json', 'run record'))
+        record = read_json(path.parent/'config.json', 'run record')
+        if not isinstance(record, dict): raise RRNError(f"{path.parent/'config.json'} is no run record.")
+        found.append({'run': path.parent.name, 'metrics': read_metrics(path)} | record)
     return found
 
 def results_table(records) -> pd.DataFrame:

@@ -10,8 +10,8 @@ __all__ = ['LOG', 'RUN_OPTIONS', 'COUNTED', 'EVALUATION_OPTIONS', 'learning_rate
            'update_step', 'trained_weights', 'gradients', 'team_gradients', 'make_engine', 'check_finite', 'Plan',
            'Reporter', 'train', 'check_options', 'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers',
            'open_job', 'open_named', 'make_vocabulary', 'run_job', 'finish', 'blind_job', 'rows_file', 'write_rows',
-           'read_rows', 'add_metrics', 'open_run', 'find_run', 'open_evaluation', 'parse_settings', 'train_job',
-           'train_together', 'main', 'papermill_output', 'keep_notebook']
+           'read_rows', 'add_metrics', 'read_metrics', 'open_run', 'find_run', 'open_evaluation', 'parse_settings',
+           'train_job', 'train_together', 'main', 'papermill_output', 'keep_notebook']
 
 # %% ../nbs/18_train.ipynb #95ee4d36
 import contextlib, gzip, hashlib, io, json, math, os, random, shutil, sys, time, zlib
@@ -29,6 +29,7 @@ from .backbone import rehearse
 from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
 from .evaluate import autocast, evaluate, summary
 from .loss import segmentation_loss
+from .metrics import METRICS
 from .model import Config, RRN, feature_cache, preset
 from .optim import AdamTF, l2_penalty, polynomial_lr
 from .referit import open_dataset
@@ -171,7 +172,7 @@ class Run:
         "The configuration in the run's record; fields that are newer than the record have their defaults."
         record = read_json(self.folder/'config.json', 'run record')
         try: return Config(**record['config'])
-        except (KeyError, TypeError, RRNError) as e: raise RRNError(f"run record {self.folder/'config.json'} is no rrn configuration ({e}).") from e
+        except (KeyError, TypeError, OverflowError, RRNError) as e: raise RRNError(f"run record {self.folder/'config.json'} is no rrn configuration ({e}).") from e
 
     def vocabulary(self) -> Vocabulary:
         "The vocabulary the run was trained with."
@@ -512,8 +513,15 @@ def add_metrics(run:Run, key:str, rows:pd.DataFrame, protocol:str):
     "Put the summary of evaluation rows under `key` ('<dataset> <split>') into the run's metrics.json, keeping the rest, and the rows' counts beside it."
     write_rows(run, key, rows)
     path = run.folder/'metrics.json'
-    metrics = read_json(path, 'metrics') if path.exists() else {}
+    metrics = read_metrics(path) if path.exists() else {}
     write_json(path, metrics | {key: summary(rows) | {'protocol': protocol}})
+
+def read_metrics(path) -> dict:
+    "A run's metrics by data set and split; `RRNError` if the file holds something else."
+    metrics = read_json(path, 'metrics')
+    sound = lambda m: isinstance(m, dict) and all(type(m.get(name)) in (int, float) for name in (*METRICS, 'sentences'))
+    if not isinstance(metrics, dict) or not all(map(sound, metrics.values())): raise RRNError(f"{path} does not hold the metrics of a run; evaluate it again.")
+    return metrics
 
 def open_run(folder, device='auto'):
     "A trained network from its run's folder: (model in evaluation mode, vocabulary, Run)."

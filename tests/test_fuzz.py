@@ -36,10 +36,12 @@ from rrn.convert import convert, read_sentences
 from rrn.core import RRNError
 from rrn.data import group_by_image, read_image
 from rrn.doctor import examine
+from rrn.metrics import METRICS
 from rrn.model import RRN, preset
 from rrn.predict import as_rgb
 from rrn.refer import EXPECTED, CocoMask, ReferringDataset, Sample, check_counts, read_refer, safe_load
 from rrn.referit import MatMask, read_referit
+from rrn.report import read_records, results_table
 from rrn.shapes import draw_scene
 from rrn.text import SPECIALS, Vocabulary, split_released
 from rrn.train import Run, make_optimiser, read_log, read_rows, resume_from, rows_file, save_checkpoint, write_rows
@@ -384,14 +386,15 @@ def checkpoint(folder):
 
 @fuzzed
 def records(folder):
-    "Configuration, vocabulary, log and counts of a run."
+    "Configuration, vocabulary, metrics, log and counts of a run."
     import pandas as pd
     from dataclasses import asdict
     run = Run(folder/'run')
     write_rows(run, 'unc val', pd.DataFrame(dict(sent_id=[1, 2], image_id=[3, 3], intersection=[5, 0], union=[9, 4])))
     counts = rows_file(run, 'unc val'); text = gzip.decompress(counts.read_bytes())
     log = b'step,loss,lr,grad_norm,sentences,seconds,val_overall_iou,val_mean_iou\n5,0.69,0.003,1.2,9,0.1,,\n10,0.5,0.003,1.2,9,0.2,3.1,4.5\n'
-    values = {run.folder/'config.json': dict(config=asdict(TINY), preset='small'), run.folder/'vocabulary.json': dict(tokenizer='words', words=[*SPECIALS, 'left', 'dog'])}
+    values = {run.folder/'config.json': dict(config=asdict(TINY), preset='small'), run.folder/'vocabulary.json': dict(tokenizer='words', words=[*SPECIALS, 'left', 'dog']),
+              run.folder/'metrics.json': {'unc val': dict.fromkeys([*METRICS, 'sentences'], 7.) | dict(protocol='rrn')}}
     good = {p: json.dumps(v).encode() for p, v in values.items()} | {run.log: log, counts: counts.read_bytes()}
     def made(rng):
         path = rng.choice(list(good))
@@ -401,6 +404,7 @@ def records(folder):
         for path, data in (good | dict([content])).items(): path.write_bytes(data)
         assert len(run.vocabulary()) > 3 and run.config().iterations > 0
         assert read_log(run).step.dtype == int and read_rows(run, 'unc val').sent_id is not None
+        results_table(read_records(folder))
     drawn = st.tuples(st.sampled_from(list(good)), JSON_BYTES | starting(b'step,loss\n', b'\x1f\x8b\x08'))
     return Fuzzed(made, drawn, read, [str(run.folder)])
 
