@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pycocotools.mask as coco
@@ -88,8 +89,7 @@ def checked_runs(segmentation:dict,   # {'size': [H, W], 'counts': list of int, 
 # %% ../nbs/02_refer.ipynb #46d317c1
 MAX_OUTLINE = 100    # times height + width: a polygon that runs to and fro would cost gigabytes to draw
 
-@dataclass(frozen=True, slots=True)
-class InFile:
+class InFile(NamedTuple):
     "The JSON of a segmentation, still in its file."
     path: Path
     start: int    # byte of the file at which it starts
@@ -345,7 +345,8 @@ def ref_samples(ref:dict, instances:Instances, folder:Path, where:str) -> list:
     annotation, image = instances.annotations.get(get('ann_id')), instances.images.get(get('image_id'))
     if annotation is None or image is None or annotation.get('image_id') != ref['image_id']:
         raise RRNError(f"{where} is about annotation {ref['ann_id']} of image {ref['image_id']}, which instances.json does not have.")
-    category = one_of(f"{where}: category_id", annotation.get('category_id'), instances.categories)
+    category = annotation.get('category_id')
+    if not type(category) is int or category not in instances.categories: one_of(f"{where}: category_id", category, instances.categories)
     mask = CocoMask(annotation.get('segmentation'), image['height'], image['width'], f"annotation {ref['ann_id']}")
     others = instances.same[ref['image_id'], category] - (not annotation.get('iscrowd'))
     shared = dict(image=folder/image['file_name'], mask=mask, image_id=ref['image_id'], ref_id=get('ref_id'),
