@@ -163,9 +163,9 @@ def _cpu_model():
             if line.startswith('model name'): return line.split(':')[1].strip()
     return platform.processor() or platform.machine()
 
-# %% ../nbs/00_core.ipynb #762ec7c5
+# %% ../nbs/00_core.ipynb #8a5972d5
 HELD = set()
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in HELD])
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=lambda: [lock.close() for lock in HELD])      # where there is fork
 
 @contextlib.contextmanager
 def locked(folder):

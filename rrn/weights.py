@@ -15,7 +15,6 @@ __all__ = ['CELL', 'PER_CHANNEL', 'CONVOLUTIONS', 'WORD_LSTM', 'OTHERS', 'SLOTS'
 # %% ../nbs/20_weights.ipynb #3f38b3e4
 import io, math, pickle, re, struct
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch

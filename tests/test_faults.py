@@ -19,7 +19,6 @@ import pytest
 import torch
 from rrn import data, download
 from rrn.core import RRNError, locked, read_json
-from rrn.data import group_by_image
 from rrn.doctor import examine
 from rrn.evaluate import evaluate
 from rrn.refer import IMAGE_FOLDER
@@ -135,7 +134,7 @@ def test_a_killed_training(kind, scenes, tmp_path, request):
         job = replace(open_job(data_root=str(scenes), device='cpu', **SIZES, **more, **cache), run=Run(folder/'run'))
         run_job(job)
         add_metrics(job.run, 'shapes-unc val', evaluate(job.model, job.samples('val'), job.reader()), 'rrn')
-    kills = request.config.getoption('--kills')
+    kills = request.config.getoption('--kills') // (1 if kind == 'training' else 2)
     killed_and_repeated(kind, work, result_of_training, tmp_path, kills)
 
 

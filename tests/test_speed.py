@@ -88,7 +88,7 @@ def work_of(root):
 def test_opening_grows_linearly(tmp_path):
     "Twice as much costs twice as much: each doubling adds twice what the one before added."
     found = []
-    for times in (.01, .01, .02, .04):                              # the first time, modules are loaded
+    for times in (.005, .01, .02, .04):                             # the first time, modules are loaded
         counts = write_unc_sized(tmp_path/str(times), times, pictures=0)
         calls, peak, data = work_of(tmp_path/str(times))
         assert {s: tuple(map(int, row)) for s, row in data.counts().iterrows()} == counts
