@@ -200,6 +200,6 @@ def write_claims(matrix:Matrix, folder=None, longer=()):
     "Write `claims.md` and `claims.csv` to `folder` (default: below reports/tables), and `steps.md` where runs of `longer` numbers of iterations exist."
     folder = Path(folder or repo_root()/'reports'/'tables'/matrix.subfolder)
     if longer:
-        with whole_file(folder/'steps.md') as f: f.write(steps_page(matrix, [matrix.overrides['iterations'], *longer]))
+        with whole_file(folder/'steps.md') as f: f.write(steps_page(matrix, sorted({matrix.iterations, *longer})))
     with whole_file(folder/'claims.md') as f: f.write(claims_page(matrix))
     with whole_file(folder/'claims.csv') as f: f.write(claims_table(matrix).to_csv(index=False, float_format='%.4f'))
