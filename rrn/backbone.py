@@ -15,10 +15,8 @@ from collections import OrderedDict
 from pathlib import Path
 import numpy as np
 import safetensors.torch
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 from .core import RRNError, assets, one_of
 from .image import BGR_MEAN
@@ -139,7 +137,7 @@ def fit_weights(module:nn.Module, # receives the weights
 # %% ../nbs/08_backbone.ipynb #c46aaa14
 def _download(name):
     "torchvision's own weights called `name`; `RRNError` saying which file to place where if they cannot be fetched."
-    models = torchvision.models
+    from torchvision import models
     choices = dict(imagenet=models.ResNet101_Weights.IMAGENET1K_V1,
                    deeplab=models.segmentation.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1)
     chosen = choices[name]
@@ -166,7 +164,8 @@ class ResNet101(Backbone):
         super().__init__('resnet101', dict(zip(LEVELS, (64, 256, 512, 1024, 2048))), strides,
                          dict(zip(LEVELS, ('bn1', 'layer1', 'layer2', 'layer3', 'layer4'))), *COLOURS['imagenet'])
         dilate = [False, output_stride < 16, output_stride < 32]
-        self.net = torchvision.models.resnet101(weights=None, replace_stride_with_dilation=dilate)
+        from torchvision.models import resnet101
+        self.net = resnet101(weights=None, replace_stride_with_dilation=dilate)
         self.net.fc = nn.Identity()
         if weights is not None:
             state = _download(weights) if weights in ('imagenet', 'deeplab') else load_weights(weights)
@@ -229,6 +228,7 @@ class SmallResNet(Backbone):
 # %% ../nbs/08_backbone.ipynb #4f79e9ba
 def _timm_pyramid(name, options):
     "timm's feature pyramid, or `RRNError` if this network cannot give one at that stride."
+    import timm
     try: return timm.create_model(name, features_only=True, **options)
     except (TypeError, AssertionError, NotImplementedError, ValueError, RuntimeError, AttributeError, KeyError) as e:
         raise RRNError(f"timm's {name} gives no feature pyramid with {options} ({e}). "
@@ -308,7 +308,9 @@ def _resolve(name, weights):
               "(TensorFlow's padding, colours in -1..1).")
         return f'{name}_deeplab'
     ours = [*dict.fromkeys([*BACKBONES, *LATER, *ALIASES])]
-    if name in ours or timm.is_model(name): return name
+    if name in ours: return name
+    import timm
+    if timm.is_model(name): return name
     near = difflib.get_close_matches(str(name), ours + timm.list_models(), 1)
     raise RRNError(f"backbone={name!r} is not known." + (f" Did you mean {near[0]!r}?" if near else "") +
                    f" Allowed: {', '.join(ours)}, or any pyramid of timm, such as {', '.join(EXAMPLES)}.")

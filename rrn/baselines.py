@@ -6,12 +6,11 @@
 __all__ = ['SYSTEMS', 'VOC', 'MultimodalLSTM', 'stretch', 'RMIHead', 'VGG16FCN', 'as_convolutions', 'upsampling', 'PaddedEncoder',
            'LSTMCNNHead', 'SegmentationModel', 'torchvision_deeplab', 'PooledHead', 'mobile_deeplab']
 
-# %% ../nbs/14_baselines.ipynb #1aac0e6c
+# %% ../nbs/14_baselines.ipynb #2f2bfa7d
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
-from .backbone import BACKBONES, Backbone, COLOURS, ResNet101, _download, build_backbone, fit_weights, freeze, load_weights
+from .backbone import BACKBONES, Backbone, COLOURS, ResNet101, _download, build_backbone, fit_weights, load_weights
 from .core import RRNError, one_of
 from .fusion import Fusion, SentenceEncoder, l2_normalise, words_first
 from .image import coordinates
@@ -116,9 +115,9 @@ class VGG16FCN(Backbone):
                  output_stride=32,           # 32; there is no other
                  widths=(4096, 4096, 1000)   # outputs of fc6, fc7, fc8
                 ):
+        from torchvision.models import vgg
         if output_stride != 32: raise RRNError(f"vgg16_fcn has a stride of 32, not {output_stride}; set output_stride=32.")
         super().__init__('vgg16_fcn', dict(C5=widths[2]), dict(C5=32), dict(C4='conv', C5='fc8'), *COLOURS['imagenet'])
-        vgg = torchvision.models.vgg
         self.conv = vgg.make_layers(vgg.cfgs['D'])
         for layer in self.conv:
             if isinstance(layer, nn.MaxPool2d): layer.ceil_mode = True           # TensorFlow's SAME: no row is dropped
@@ -134,7 +133,8 @@ class VGG16FCN(Backbone):
 def _vgg_file(weights):
     "The state of a torchvision VGG-16: downloaded for 'imagenet', else read from a file."
     if weights != 'imagenet': return load_weights(weights)
-    try: return torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    from torchvision.models import VGG16_Weights
+    try: return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as e:
         raise RRNError(f"weights='imagenet' of VGG-16 could not be downloaded ({e}). Give the path of torchvision's file as weights.") from e
 
@@ -220,9 +220,10 @@ class SegmentationModel(nn.Module):
 def torchvision_deeplab(weights='deeplab'   # 'deeplab' (download) or a file of DeepLabV3-ResNet101
                        ) -> SegmentationModel:
     "torchvision's DeepLabV3-ResNet101 for the classes of VOC, in evaluation mode."
+    from torchvision.models.segmentation.deeplabv3 import DeepLabHead
     backbone = ResNet101(weights)
     state = _download(weights) if weights == 'deeplab' else load_weights(weights)
-    head = torchvision.models.segmentation.deeplabv3.DeepLabHead(2048, len(VOC))
+    head = DeepLabHead(2048, len(VOC))
     fit_weights(head, {k.removeprefix('classifier.'): v for k, v in state.items() if k.startswith('classifier.')}, f"weights {weights}")
     return SegmentationModel(backbone, head).eval()
 

@@ -6,10 +6,10 @@
 __all__ = ['BLOCK', 'NETWORK', 'PROGRESS', 'DISK', 'REFER_HOST', 'REFER_TERMS', 'COCO_IMAGES', 'OBJSEG', 'OBJSEG_COMMIT',
            'VOCABULARIES', 'REFERIT_PICTURES', 'SOURCES', 'DATASETS', 'Refused', 'Broken', 'Stale', 'web_address',
            'Redirects', 'make_opener', 'version_mark', 'Part', 'Terms', 'declared_length', 'judge_rest', 'judge',
-           'blocks_of', 'store', 'open_url', 'attempt', 'room', 'sha256_of', 'inspect', 'record_of', 'recorded',
-           'finish', 'from_mirror', 'existing', 'from_mirrors', 'fetch', 'member_path', 'zip_kind', 'tar_kind',
-           'Counted', 'members_of', 'is_archive', 'Budget', 'pour_out', 'unpack', 'Source', 'refer_source',
-           'referit_source', 'install', 'download', 'main']
+           'blocks_of', 'store', 'open_url', 'attempt', 'room', 'inspect', 'record_of', 'recorded', 'finish',
+           'from_mirror', 'existing', 'from_mirrors', 'fetch', 'member_path', 'zip_kind', 'tar_kind', 'Counted',
+           'members_of', 'is_archive', 'Budget', 'pour_out', 'unpack', 'Source', 'refer_source', 'referit_source',
+           'install', 'download', 'main']
 
 # %% ../nbs/22_download.ipynb #a68bb22c
 import argparse, errno, gzip, hashlib, http.client, os, re, shutil, stat, sys, tarfile, time, unicodedata
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tqdm import tqdm
-from .core import RRNError, locked, new_folder, one_of, read_json, whole_file, write_json
+from .core import RRNError, locked, new_folder, one_of, read_json, sha256_of, sweep, whole_file, write_json
 from .text import Vocabulary
 
 # %% ../nbs/22_download.ipynb #ca3c08a4
@@ -190,11 +190,7 @@ def room(folder, needed:int):
     free = shutil.disk_usage(folder).free
     if needed > free: raise RRNError(f"{needed:,} bytes are needed in {folder.parent}, {free:,} are free. Make room, or choose another disk.")
 
-# %% ../nbs/22_download.ipynb #c5d458c7
-def sha256_of(path) -> str:
-    "SHA-256 of a file's content, 64 hexadecimal digits."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
+# %% ../nbs/22_download.ipynb #7c579d55
 def inspect(path, terms:Terms) -> tuple:
     "(SHA-256 of a file, why it is not the one that is wanted or '')."
     size, digest = path.stat().st_size, sha256_of(path)
@@ -268,6 +264,7 @@ def fetch(urls,               # one address, or mirrors in the order in which to
          ) -> str:            # SHA-256 of the file
     "Fetch a file from the first mirror that has it, whole and checked or not at all; resumes. `RRNError` says why each mirror failed."
     path, terms = Path(path), Terms(sha256 or '', size, **terms)
+    sweep(path.parent, '.*.part')
     try: return existing(path, terms) if path.exists() else from_mirrors([urls] if isinstance(urls, str) else urls, path, terms)
     except OSError as e: raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another place.") from e
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from .backbone import build_backbone, freeze
-from .core import RRNError, one_of, versions, whole_file
+from .core import RRNError, one_of, sweep, versions, whole_file
 from .fusion import Fusion, SentenceEncoder
 from .loss import bilinear
 from .refine import ACTIVATIONS, Refinement, UPDATES, parse_pyramid
@@ -257,6 +257,7 @@ class FeatureFiles:
         self.computed = DTYPES[model.config.precision]
         self.shapes, self.values = map_shapes(model), map_values(model)
         self.sound, self.names, self.writable = set(), {}, True
+        sweep(self.folder, '.*.part')
 
     def path(self, key):
         "The file for a key of a batch, (picture, whether mirrored)."

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['LOG', 'RUN_OPTIONS', 'COUNTED', 'EVALUATION_OPTIONS', 'learning_rate', 'make_optimiser', 'convolution_weights',
-           'weight_bytes', 'write_bytes', 'sha256', 'random_states', 'set_random_states', 'save_checkpoint',
-           'checkpoints', 'check_checkpoint', 'restore', 'restore_state', 'resume_from', 'run_name', 'Run',
-           'runs_folder', 'start_record', 'write_record', 'provenance', 'read_log', 'Log', 'batch_loss', 'Engine',
-           'update_step', 'trained_weights', 'gradients', 'team_gradients', 'make_engine', 'check_finite', 'Plan',
-           'Reporter', 'train', 'check_options', 'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers',
-           'open_job', 'open_named', 'make_vocabulary', 'run_job', 'finish', 'blind_job', 'rows_file', 'write_rows',
-           'read_rows', 'add_metrics', 'read_metrics', 'open_run', 'find_run', 'open_evaluation', 'parse_settings',
-           'train_job', 'train_together', 'main', 'papermill_output', 'keep_notebook']
+           'weight_bytes', 'write_bytes', 'random_states', 'set_random_states', 'save_checkpoint', 'checkpoints',
+           'check_checkpoint', 'restore', 'restore_state', 'resume_from', 'run_name', 'Run', 'runs_folder',
+           'start_record', 'write_record', 'provenance', 'read_log', 'Log', 'batch_loss', 'Engine', 'update_step',
+           'trained_weights', 'gradients', 'team_gradients', 'make_engine', 'check_finite', 'Plan', 'Reporter',
+           'sentences_read', 'train', 'check_options', 'choose_preset', 'find_root', 'Job', 'make_reader',
+           'pick_workers', 'open_job', 'open_named', 'make_vocabulary', 'run_job', 'tidy', 'finish', 'blind_job',
+           'rows_file', 'write_rows', 'read_rows', 'add_metrics', 'read_metrics', 'open_run', 'find_run',
+           'open_evaluation', 'parse_settings', 'train_job', 'train_together', 'main', 'papermill_output',
+           'keep_notebook']
 
 # %% ../nbs/18_train.ipynb #95ee4d36
 import contextlib, gzip, hashlib, io, json, math, os, random, shutil, sys, time, zlib
@@ -23,8 +24,8 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 import rrn.baselines                  # adds the paper's other systems
-from .core import (RRNError, code_version, device_name, locked, one_of, pick_device, read_json, repo_root, seed_everything, versions,
-                      whole_file, write_json)
+from .core import (RRNError, code_version, device_name, locked, one_of, pick_device, read_json, repo_root, seed_everything, sha256_of,
+                      sweep, versions, whole_file, write_json)
 from .backbone import rehearse
 from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
 from .evaluate import autocast, evaluate, summary
@@ -64,10 +65,6 @@ def weight_bytes(model:RRN) -> bytes:
 def write_bytes(path, content:bytes):
     "Write a file, whole or not at all."
     with whole_file(path, 'wb') as f: f.write(content)
-
-def sha256(path) -> str:
-    "Checksum of a file."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def random_states() -> dict:
     "The states of all generators that could matter, as plain values and tensors."
@@ -113,7 +110,7 @@ def check_checkpoint(path):
     if not isinstance(digests, dict) or set(digests) != {'weights.safetensors', 'state.pt'}:
         raise RRNError(f"checkpoint manifest {path/'manifest.json'} does not name the files of a checkpoint.")
     for name, digest in digests.items():
-        if not (path/name).is_file() or sha256(path/name) != digest: raise RRNError(f"checkpoint file {path/name} is damaged or missing.")
+        if not (path/name).is_file() or sha256_of(path/name) != digest: raise RRNError(f"checkpoint file {path/name} is damaged or missing.")
 
 # %% ../nbs/18_train.ipynb #77af0a7d
 def restore(model:RRN, path):
@@ -338,6 +335,12 @@ class Reporter:
         self.log.add(step=done, **row, sentences=sum(sentences), seconds=self.seconds())
         bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", sentences_per_s=round(sum(r.get('sentences', 0) for r in self.log.rows) / self.seconds()))
 
+# %% ../nbs/18_train.ipynb #809a1854
+def sentences_read(batch, parts, reader:Reader, team:Team) -> int:
+    "How many sentences of a step's `parts` the whole team has read: none if all its pictures were skipped, and then nobody makes a step."
+    if team.size == 1: return len(batch.samples)
+    return sum(map(len, parts)) if reader.on_corrupt == 'stop' else sum(team.collect([len(batch.samples)]))
+
 # %% ../nbs/18_train.ipynb #ff09bf4b
 @workers_alive
 def train(model:RRN,
@@ -360,7 +363,7 @@ def train(model:RRN,
     model.train()
     for done, batch in enumerate(bar, start + 1):
         for message in batch.skipped: bar.write(f'skipped: {message}')
-        sentences = len(batch.samples) if team.size == 1 else sum(map(len, order[done - 1]))
+        sentences = sentences_read(batch, order[done - 1], reader, team)
         if sentences: reporter.add(done - 1, *update_step(model, optimiser, batch.to(device), done - 1, engine), sentences)
         last, saving = done == end, done % plan.save_every == 0 or done == end
         if done % plan.log_every == 0 or saving: reporter.report(done, bar)
@@ -462,19 +465,25 @@ def make_vocabulary(c:Config, dataset) -> Vocabulary:
 def run_job(job:Job, **plan) -> pd.DataFrame:
     "Train a job to its end, validating on (at most 400 expressions of) its validation split; the log. In a team, the leader keeps the record."
     o, c, team = job.options, job.config, this_team()
-    if not o['resume'] and team.leads and job.run.folder.exists(): shutil.rmtree(job.run.folder)
     groups = group_by_image(job.samples(c.split))
     how = {k: o[k] for k in ('log_every', 'validate_every', 'save_every', 'feature_cache', 'cache_dtype', 'compile')} | plan
     how['workers'] = pick_workers(o['workers'], len(groups), c.image_size, job.device.type == 'cuda')
     facts = dict(preset=o['preset'], data=job.dataset.note, **provenance(job.device))
     held_out, reader = job.samples(job.validation_split())[:400], job.reader()
     with locked(job.run.folder) if team.leads else contextlib.nullcontext():
-        if team.leads: start_record(job.run, c, job.vocabulary, **facts)
+        if team.leads:
+            tidy(job.run.folder, o['resume'])
+            start_record(job.run, c, job.vocabulary, **facts)
         team.wait()
         log = train(job.model, TrainingOrder(groups, c.images_per_batch, c.sentences_per_image, c.seed), reader, job.run, Plan(**how),
                     lambda model: summary(evaluate(model, held_out, reader)))
         if not how.get('stop_after') and team.leads: finish(job, log, facts)
     return log
+
+def tidy(folder, resume:bool):
+    "Make a run's folder, which is locked, ready: without what a killed process was writing, and empty if nothing shall be resumed."
+    sweep(folder)
+    for path in [] if resume else [p for p in Path(folder).iterdir() if p.name != '.lock']: shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 def finish(job:Job, log, facts):
     "Write the final weights and the finished record."
@@ -511,6 +520,7 @@ def read_rows(run:Run, key:str) -> pd.DataFrame:
 # %% ../nbs/18_train.ipynb #273d3b10
 def add_metrics(run:Run, key:str, rows:pd.DataFrame, protocol:str):
     "Put the summary of evaluation rows under `key` ('<dataset> <split>') into the run's metrics.json, keeping the rest, and the rows' counts beside it."
+    sweep(run.folder)
     write_rows(run, key, rows)
     path = run.folder/'metrics.json'
     metrics = read_metrics(path) if path.exists() else {}
@@ -533,7 +543,7 @@ def open_run(folder, device='auto'):
     return model.eval(), vocabulary, run
 
 # %% ../nbs/18_train.ipynb #d4086935
-EVALUATION_OPTIONS = dict(run='', dataset='', data_root='', splits='', controls=True, threshold=.5, device='auto', workers=0, on_corrupt='stop', crf='none', protocols=True)
+EVALUATION_OPTIONS = dict(run='', dataset='', data_root='', splits='', controls=True, threshold=.5, device='auto', workers=-1, on_corrupt='stop', crf='none', protocols=True)
 
 def find_run(name:str) -> Path:
     "The folder of a run, by path or name; '' is the newest finished one. `RRNError` listing the runs there are."
@@ -550,7 +560,8 @@ def open_evaluation(**parameters) -> Job:
     job = Job(model.config, dataset, vocabulary, model, run, options)
     asked = [s for s in options['splits'].replace(' ', '').split(',') if s]
     job.splits = asked or [s for s in dataset.splits if s != model.config.split]
-    for s in job.splits: dataset.samples(s)
+    images = {x.image for s in job.splits for x in dataset.samples(s)}
+    options['workers'] = pick_workers(options['workers'], len(images), model.config.image_size, job.device.type == 'cuda')
     return job
 
 # %% ../nbs/18_train.ipynb #e20c1b19

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import torch._dynamo                                                            # the first optimiser step loads it: once here, not in every process
 from rrn import data, download
 from rrn.core import RRNError, locked, read_json
 from rrn.doctor import examine
@@ -24,7 +25,8 @@ from rrn.evaluate import evaluate
 from rrn.refer import IMAGE_FOLDER
 from rrn.shapes import ensure, write_refer
 from rrn.train import Run, add_metrics, checkpoints, open_evaluation, open_job, run_job
-from test_download import DATA, server, zip_of                                # `server` is a fixture
+from test_convert import converted, own                                      # `own` and `server` are fixtures
+from test_download import DATA, server, zip_of
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
@@ -112,6 +114,7 @@ def killed_and_repeated(kind, work, result, tmp_path, kills):
         in_time += killed(work, folder, **moment)
         done(work, folder)                                                   # at once: no lock and no process is left
         assert result(folder) == expected, moment
+        assert not [p for p in folder.rglob('.*.part') if p.is_file()], 'what a killed process was writing is removed by the next one'
         shutil.rmtree(folder)
     assert in_time >= kills // 2
     print(f'{kind}: {in_time} of {kills} kills came before the end')
@@ -165,10 +168,15 @@ def draw(folder):
 
 def test_a_killed_generation(tmp_path, request):
     "The processes that draw end with the one that started them, and let go of its lock."
-    def result(folder):
-        assert not [p for p in folder.rglob('*.part')], 'nothing half-written is left'
-        return files_in(folder)
-    killed_and_repeated('generation', draw, result, tmp_path, request.config.getoption('--kills'))
+    killed_and_repeated('generation', draw, files_in, tmp_path, request.config.getoption('--kills'))
+
+
+def test_a_killed_conversion(own, tmp_path, request):
+    "Given again when it had come to its end, it says that its folder is there."
+    def work(folder):
+        try: converted(own, folder/'set')
+        except RRNError as e: assert 'is there already' in str(e) and (folder/'set'/'refcocog'/'refs(umd).p').exists()
+    killed_and_repeated('conversion', work, files_in, tmp_path, request.config.getoption('--kills'))
 
 
 @pytest.fixture
@@ -200,7 +208,7 @@ def sources(server, tmp_path, monkeypatch):
 def test_a_killed_download(sources, server, tmp_path, request):
     "At touches of files and at times; and by the server, in the middle of a transfer."
     kills, rng = request.config.getoption('--kills'), random.Random('download')
-    whole = lambda folder: files_in(folder) | {p.name: '' for p in folder.rglob('.*.part')}
+    whole = lambda folder: files_in(folder) | {p.name: '' for p in folder.rglob('.*.part')}         # a folder of one, too
     killed_and_repeated('download', sources, whole, tmp_path, kills - kills // 2)
     for i in range(kills // 2):
         folder, path = tmp_path/f'cut{i}', rng.choice(['/r', '/p'])
@@ -220,7 +228,9 @@ def test_two_runs_in_one_folder(scenes, tmp_path):
     process, _ = started(hold, tmp_path/'run')
     try:
         while not (tmp_path/'held').exists(): assert process.is_alive(); time.sleep(.01)
-        with pytest.raises(RRNError, match='in use by another run'): run_job(job)
+        for resume in (True, False):
+            with pytest.raises(RRNError, match='in use by another run'): run_job(replace(job, options=job.options | dict(resume=resume)))
+        assert (tmp_path/'run'/'.lock').exists()
     finally: process.kill(); process.join()
     assert run_job(job, stop_after=5).step.max() == 5
 
