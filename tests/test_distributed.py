@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from rrn.data import Batches, group_by_image
+from rrn.data import Batches, Team, group_by_image
 from rrn.evaluate import evaluate
 from rrn.shapes import write_refer
-from rrn.train import Run, checkpoints, make_optimiser, open_job, read_log, run_job, runs_folder, update_step
+from rrn.train import Run, checkpoints, make_optimiser, open_job, read_log, run_job, runs_folder, sentences_read, update_step
 
 pytest.importorskip('accelerate')
 SIZES = dict(image_size=48, iterations=8, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='', validate_every=4, save_every=4, log_every=2,
@@ -26,14 +26,15 @@ def scenes(tmp_path_factory):
     return root
 
 
-def together(work, place, **given):
-    "Do `work`, the body of a function of `given`, in two processes that accelerate starts."
+def together(work, place, ends_well=True, **given):
+    "Do `work`, the body of a function of `given`, in two processes that accelerate starts; what they say on standard error."
     body = ''.join(f'    {line}\n' for line in work.strip().split('\n'))
-    script = f'import accelerate, rrn.train\ndef work(given):\n{body}\nif __name__ == "__main__": accelerate.debug_launcher(work, ({given!r},), 2)\n'
+    script = f'import accelerate, rrn.train, torch._dynamo\ndef work(given):\n{body}\nif __name__ == "__main__": accelerate.debug_launcher(work, ({given!r},), 2)\n'
     (place/"script.py").write_text(script)
     here = os.environ | dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS='1')
     done = subprocess.run([sys.executable, str(place/"script.py")], env=here, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode == 0) == ends_well, done.stderr[-3000:]
+    return done.stderr
 
 
 GRADIENTS = """
@@ -85,6 +86,18 @@ from rrn.train import Run, open_job, run_job
 run_job(replace(open_job(data_root=given['root'], **given['sizes']), run=Run(given['run'])), stop_after=4)
 """
 
+KILLED = """
+import os, signal, rrn.train
+from dataclasses import replace
+def deadly(*args):
+    team = rrn.train.this_team()
+    if team.rank == given['victim'] and args[3] == given['at']: os.kill(os.getpid(), signal.SIGKILL)
+    return step(*args)
+step, rrn.train.update_step = rrn.train.update_step, deadly
+for folder in given['runs']:
+    rrn.train.run_job(replace(rrn.train.open_job(data_root=given['root'], **given['sizes']), run=rrn.train.Run(folder)))
+"""
+
 COMMAND = """
 from rrn.train import main
 main(given['settings'])
@@ -93,6 +106,16 @@ main(given['settings'])
 
 def alone(scenes, folder, **plan):
     run_job(replace(open_job(data_root=str(scenes), **SIZES), run=Run(folder)), **plan)
+
+
+def test_a_killed_member(scenes, tmp_path):
+    "With one of two killed in the seventh step the other ends, too; the same command goes on from the fourth, with the weights of an unbroken run."
+    given = dict(root=str(scenes), sizes=SIZES, victim=1)
+    said = together(KILLED, tmp_path, ends_well=False, runs=[str(tmp_path/'run')], at=6, **given)
+    assert 'SIGKILL' in said and [p.name for p in checkpoints(tmp_path/'run'/'checkpoints')] == ['step-00000004'] and not (tmp_path/'run'/'model.safetensors').exists()
+    together(KILLED, tmp_path, runs=[str(tmp_path/'run'), str(tmp_path/'unbroken')], at=-1, **given)
+    assert (tmp_path/'run'/'model.safetensors').read_bytes() == (tmp_path/'unbroken'/'model.safetensors').read_bytes()
+    assert not [p for p in (tmp_path/'run').rglob('.*.part')]
 
 
 @pytest.fixture
@@ -123,3 +146,22 @@ def test_a_run_changes_the_number_of_processes(scenes, tmp_path, named):
         assert log.step.tolist() == relog.step.tolist() and log.sentences.equals(relog.sentences)
         assert relog.val_overall_iou.count() == 2 and relog.loss.dropna().to_numpy() == pytest.approx(log.loss.dropna().to_numpy(), rel=1e-4)
         assert len(list(folder.glob('tensorboard/*'))) == 2, 'one for each of the two runs of the leader'
+
+
+class OfTwo(Team):
+    "The first of two members; the other has read five sentences, or none."
+    others = 0
+    def collect(self, items): return [*items, self.others]
+
+
+def test_a_step_is_made_if_anybody_could_read_something(scenes, tmp_path):
+    "Members skip a step together, as one process would; where unreadable pictures stop a run nobody asks the others."
+    job, team = open_job(data_root=str(scenes), **SIZES, on_corrupt='skip'), OfTwo(0, 2)
+    parts = [[replace(s, image=tmp_path/'none.jpg') for s in g.samples] for g in group_by_image(job.samples('train'))[:2]]
+    batch = Batches(job.reader(), [parts], team=team)[0]
+    assert len(batch.skipped) == 1 and len(batch.samples) == 0
+    assert sentences_read(batch, parts, job.reader(), team) == 0 == sentences_read(batch, parts, job.reader(), Team())
+    team.__class__.others = 5
+    assert sentences_read(batch, parts, job.reader(), team) == 5
+    team.__class__.collect = None
+    assert sentences_read(batch, parts, replace(job, options=job.options | dict(on_corrupt='stop')).reader(), team) == sum(map(len, parts))
