@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['EXPECT', 'MARGIN', 'CLAIMS', 'NAMES', 'COLUMNS', 'Claim', 'claim', 'terms', 'places', 'paper_score',
            'paper_difference', 'our_difference', 'place_seed', 'check_same', 'seeds_agree', 'verdict', 'claims_table',
-           'claims_page', 'claims_summary', 'steps_table', 'steps_page', 'write_claims']
+           'claims_page', 'claims_summary', 'with_steps', 'numbers_of_steps', 'steps_table', 'steps_page',
+           'write_claims']
 
 # %% ../nbs/31_claims.ipynb #75ce8364
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import RRNError, one_of, repo_root, whole_file
+from .core import RRNError, one_of, read_json, repo_root, whole_file
 from .matrix import COLUMNS2, TABLE1, TABLE2, Matrix, kind_of
 from .metrics import Interval, bootstrap_scores, percentiles
 from .tables import conditions, published, results, table1, table2
+from .train import rows_file
 
 # %% ../nbs/31_claims.ipynb #f0021868
 EXPECT = ['more', 'less', 'same']
@@ -155,6 +157,7 @@ def claims_table(matrix:Matrix, claims=CLAIMS) -> pd.DataFrame:
             lines.append(dict(section=c.section, claim=c.text, expected=c.expect, data=f'{kind} {split}', paper=paper) | mine)
     return pd.DataFrame(lines, columns=COLUMNS)
 
+# %% ../nbs/31_claims.ipynb #b846dc6a
 def claims_page(matrix:Matrix) -> str:
     "`claims.md`: every claim of section 4 with the paper's difference, ours, and a verdict."
     table = claims_table(matrix)
@@ -181,10 +184,21 @@ def claims_summary(matrix:Matrix) -> str:
         lines.append(f"| {text} | {first.data} | {'' if pd.isna(first.paper) else f'{first.paper:+.2f}'} | {first.ours:+.1f} [{first.low:+.1f} to {first.high:+.1f}] | {said} |")
     return '\n'.join(lines)
 
+# %% ../nbs/31_claims.ipynb #102d7bb0
+def with_steps(matrix:Matrix, n:int) -> Matrix:
+    "The same matrix with another number of iterations."
+    return replace(matrix, overrides=matrix.overrides | dict(iterations=n))
+
+def numbers_of_steps(matrix:Matrix) -> list:
+    "The numbers of iterations at which systems of the matrix were trained on its main data set."
+    seen = {read_json(path)['config']['iterations'] for path in matrix.run('').folder.glob('*/config.json')}
+    there = lambda m: any(rows_file(m.run(cell.run), f'{m.main} val').exists() for cell in m.cells())
+    return [n for n in sorted(seen) if there(with_steps(matrix, n))]
+
 def steps_table(matrix:Matrix, iterations, claims=CLAIMS) -> pd.DataFrame:
     "The claims' differences on the main data set's validation split, a column for each number of iterations; only claims that can be compared."
     kind = kind_of(matrix.main)
-    columns = {n: {c.text: our_difference(c, replace(matrix, overrides=matrix.overrides | dict(iterations=n)), kind, 'val') for c in claims if not c.against and (kind, 'val') in places(c)} for n in iterations}
+    columns = {n: {c.text: our_difference(c, with_steps(matrix, n), kind, 'val') for c in claims if not c.against and (kind, 'val') in places(c)} for n in iterations}
     asked = {c.text: paper_difference(c, kind, 'val') for c in claims}
     lines = [{'claim': text, 'paper': asked[text]} | {f'{n:,} steps': columns[n][text][0] for n in iterations} for text in columns[iterations[0]] if all(columns[n][text] for n in iterations)]
     return pd.DataFrame(lines, columns=['claim', 'paper', *(f'{n:,} steps' for n in iterations)])
@@ -196,10 +210,11 @@ def steps_page(matrix:Matrix, iterations) -> str:
     lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in [table.columns, ['---'] * table.shape[1], *([r[0], *map(shown, r[1:])] for r in table.itertuples(index=False))]]
     return '\n'.join(['# The claims with longer training', '', f'Points of overall IoU on {matrix.main} val ({matrix.note}), one seed or more, with the interval of `claims.md`. Rows that exist at all numbers of steps only.', '', *lines, ''])
 
-def write_claims(matrix:Matrix, folder=None, longer=()):
-    "Write `claims.md` and `claims.csv` to `folder` (default: below reports/tables), and `steps.md` where runs of `longer` numbers of iterations exist."
-    folder = Path(folder or repo_root()/'reports'/'tables'/matrix.subfolder)
-    if longer:
-        with whole_file(folder/'steps.md') as f: f.write(steps_page(matrix, sorted({matrix.iterations, *longer})))
+# %% ../nbs/31_claims.ipynb #2bcc32ec
+def write_claims(matrix:Matrix, folder=None):
+    "Write `claims.md` and `claims.csv` to `folder` (default: below reports/tables), and `steps.md` where there are runs of several numbers of iterations."
+    folder, steps = Path(folder or repo_root()/'reports'/'tables'/matrix.subfolder), numbers_of_steps(matrix)
+    if len(steps) > 1:
+        with whole_file(folder/'steps.md') as f: f.write(steps_page(matrix, steps))
     with whole_file(folder/'claims.md') as f: f.write(claims_page(matrix))
     with whole_file(folder/'claims.csv') as f: f.write(claims_table(matrix).to_csv(index=False, float_format='%.4f'))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RULES', 'PYRAMIDS', 'STRUCTURES', 'Case', 'choose', 'one_per_picture', 'cases', 'own_case', 'predictor',
            'find_predictor', 'known_ious', 'iou', 'cell', 'row', 'compare', 'scene_segmentation', 'segmentation_model',
-           'paint', 'matplotlib_colour', 'figure1', 'systems_of', 'figure3', 'figure5', 'hidden_maps', 'figure4',
-           'shape_record', 'numbered', 'figure2', 'save_figure', 'figures_folder', 'write_figures_record']
+           'paint', 'figure1', 'systems_of', 'figure3', 'figure5', 'hidden_maps', 'figure4', 'shape_record', 'numbered',
+           'figure2', 'save_figure', 'figures_folder', 'write_figures_record']
 
 # %% ../nbs/32_figures.ipynb #449e5723
 from dataclasses import dataclass, field
@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.patches import FancyBboxPatch
 from .baselines import SegmentationModel, mobile_deeplab, torchvision_deeplab
 from .backbone import build_backbone
 from .core import RRNError, derived_rng, one_of, repo_root, seed_everything, whole_file, write_json
 from .data import read_image
-from .image import fit, image_in, unplace
+from .image import fit, image_tensor, unplace
 from .loss import bilinear
 from .matrix import TABLE1, Matrix, kind_of
+from .metrics import intersection_union
 from .predict import Predictor
 from .pretrain import IGNORE, LABELS, scene_arrays
 from .train import open_named, read_rows, rows_file
@@ -84,7 +86,10 @@ def known_ious(matrix:Matrix, dataset, split, system='row12'):
     rows = read_rows(run, key)
     return dict(zip(rows.sent_id.tolist(), (rows.intersection / rows.union.clip(lower=1)).tolist()))
 
-def iou(a, b) -> float: return float((a & b).sum() / max(1, (a | b).sum()))
+def iou(a, b) -> float:
+    "Intersection over union of two masks (H, W)."
+    (inside,), (either,) = intersection_union(a, b)
+    return inside / max(1, either)
 
 def cell(case:Case, title, mask):
     "(title, picture) of a mask, None for a missing run."
@@ -92,10 +97,8 @@ def cell(case:Case, title, mask):
     return title + (f' ({100 * iou(mask, case.truth):.0f})' if case.truth is not None else ''), overlay(case.image, mask)
 
 def row(case:Case, systems:dict) -> list:
-    "Picture, truth and each system's mask: [(title, picture)]; `systems` is title -> predictor, None or a function image -> mask."
-    def ask(system):
-        if system is None: return None
-        return system(case.image) if not isinstance(system, Predictor) else system.set_image(case.image).predict(case.sentence).mask
+    "Picture, truth and each system's mask: [(title, picture)]; `systems` is title -> predictor, or None for a missing run."
+    ask = lambda system: system and system.set_image(case.image).predict(case.sentence).mask
     shown = [('image', case.image)] + ([('truth', overlay(case.image, case.truth))] if case.truth is not None else [])
     return shown + [cell(case, title, ask(system)) for title, system in systems.items()]
 
@@ -127,20 +130,14 @@ def segmentation_model(matrix:Matrix, weights='') -> SegmentationModel:
 def paint(model:SegmentationModel, image, size=320) -> np.ndarray:
     "The picture with every class in its colour; the first classes (background, or sky and ground) stay as they are."
     where = fit(*image.shape[:2], (size, size))
-    placed = torch.from_numpy(np.ascontiguousarray(image_in(image, (size, size), 'rrn').transpose(2, 0, 1)))[None]
-    with torch.inference_mode(): best = unplace(model(placed)[0].softmax(0), where).argmax(0).numpy()        # (H, W)
+    with torch.inference_mode(): best = unplace(model(image_tensor(image, (size, size)))[0].softmax(0), where).argmax(0).numpy()        # (H, W)
     things = range(3 if model.classes[0] == 'sky' else 1, len(model.classes))
     return _coloured(image, best, things)
 
 def _coloured(image, best, things):
-    colours = 255 * np.array([matplotlib_colour(k) for k in range(len(things))])
+    colours = 255 * np.array(colormaps['tab20'].colors)[np.arange(len(things)) % 20]
     for k, colour in zip(things, colours): image = overlay(image, best == k, colour, .6)
     return image
-
-def matplotlib_colour(k):
-    "The k-th colour of a palette of twenty, three numbers in 0..1."
-    import matplotlib
-    return matplotlib.colormaps['tab20'](k % 20)[:3]
 
 def figure1(cases:list, matrix:Matrix, dataset, weights='') -> Picture:
     "Figure 1: (a) image, (b) segmentation model, (c) LSTM-CNN, (d) ours."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BGR_MEAN', 'PROTOCOLS', 'Placement', 'fit', 'place_image', 'place_mask', 'unplace', 'resize_released',
            'resize_and_pad_released', 'resize_and_crop_released', 'train_mask_released', 'released_prediction_back',
-           'image_released', 'net_input_released', 'image_in', 'mask_in', 'mask_out', 'bilinear_tf', 'coordinates']
+           'image_released', 'net_input_released', 'image_in', 'image_tensor', 'mask_in', 'mask_out', 'bilinear_tf',
+           'coordinates']
 
 # %% ../nbs/05_image.ipynb #23597093
 from dataclasses import dataclass
@@ -182,6 +183,10 @@ def image_in(img:np.ndarray,            # (height, width, 3) uint8 RGB
     "The image as the network gets it."
     if one_of('protocol', protocol, PROTOCOLS) == 'released': return image_released(img, *size)
     return place_image(img, fit(*img.shape[:2], size))
+
+def image_tensor(img, size=(320, 320), protocol='rrn') -> torch.Tensor:
+    "What `image_in` gives, as the CNN wants it: (1, 3, H, W) uint8."
+    return torch.from_numpy(np.ascontiguousarray(image_in(img, size, protocol).transpose(2, 0, 1)))[None]
 
 def mask_in(mask:np.ndarray,            # (height, width) bool
             size=(320, 320),            # (H, W)

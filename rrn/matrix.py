@@ -73,6 +73,7 @@ class Cell:
     splits: tuple    # to evaluate it on, the first while training
     crf: bool        # whether also with a CRF
 
+# %% ../nbs/29_matrix.ipynb #84afbe64
 @dataclass(frozen=True)
 class Matrix:
     "Which runs make the tables."

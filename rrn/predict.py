@@ -13,7 +13,7 @@ from PIL import Image
 from .core import RRNError
 from .data import read_image
 from .evaluate import autocast
-from .image import fit, image_in, unplace
+from .image import fit, image_tensor, unplace
 from .loss import upsample_probability
 from .train import open_run
 from .viz import overlay
@@ -72,8 +72,7 @@ class Predictor:
         c, rgb = self.model.config, as_rgb(image)
         size = (c.image_size, c.image_size)
         self.placement = fit(*rgb.shape[:2], size)
-        placed = torch.from_numpy(np.ascontiguousarray(image_in(rgb, size, c.protocol).transpose(2, 0, 1)))
-        with autocast(self.device, c.precision): self.maps = self.model.features(placed[None].to(self.device))
+        with autocast(self.device, c.precision): self.maps = self.model.features(image_tensor(rgb, size, c.protocol).to(self.device))
         return self
 
     @property

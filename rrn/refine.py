@@ -244,6 +244,7 @@ def resize_to(x, size):
     if x.shape[-2:] == tuple(size): return x
     return F.interpolate(x, tuple(size), mode='bilinear', align_corners=False, antialias=x.shape[-1] > size[-1])
 
+# %% ../nbs/10_refine.ipynb #5e72113f
 class Refinement(nn.Module):
     "Equation (1) over a pyramid: laterals, then the update function step by step."
     def __init__(self,

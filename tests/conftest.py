@@ -17,3 +17,11 @@ def shared() -> Path:
     folder = Path(__file__).resolve().parents[2]/'shared'
     if not folder.is_dir(): pytest.skip("../shared (reference vectors and test data) is not beside this checkout")
     return folder
+
+@pytest.fixture(scope='module')
+def scenes(request, tmp_path_factory) -> Path:
+    "The folder of a small embedded data set of its own, with as many scenes a split as the test file's `SCENES` says."
+    from rrn.shapes import write_refer
+    root = tmp_path_factory.mktemp('scenes')
+    write_refer(root, seed=9, sizes=request.module.SCENES, workers=1)
+    return root

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 import torch
-from rrn.shapes import write_refer
 from rrn.train import Run, open_job, run_job
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
@@ -15,12 +14,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
 TINY = dict(dataset='shapes-unc', backbone='small', weights='', image_size=64, embed_dim=6, D_I=6, D_S=6, D_Q=6, iterations=6, images_per_batch=2, sentences_per_image=2, warmup=0,
             log_every=2, save_every=3, validate_every=4)
 
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp('scenes')
-    write_refer(root, seed=9, sizes={'train': 6, 'val': 2, 'testA': 1, 'testB': 1}, workers=1)
-    return root
+SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}
 
 
 @pytest.fixture(autouse=True)

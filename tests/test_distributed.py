@@ -11,19 +11,13 @@ import safetensors.torch
 import torch
 from rrn.data import Batches, Team, group_by_image
 from rrn.evaluate import evaluate
-from rrn.shapes import write_refer
 from rrn.train import Run, checkpoints, make_optimiser, open_job, read_log, run_job, runs_folder, sentences_read, update_step
 
 pytest.importorskip('accelerate')
 SIZES = dict(image_size=48, iterations=8, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='', validate_every=4, save_every=4, log_every=2,
              images_per_batch=3, sentences_per_image=3, workers=0)
 
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp('scenes')
-    write_refer(root, seed=9, sizes={'train': 8, 'val': 5, 'testA': 2, 'testB': 2}, workers=1)
-    return root
+SCENES = {'train': 8, 'val': 5, 'testA': 2, 'testB': 2}
 
 
 def together(work, place, ends_well=True, **given):

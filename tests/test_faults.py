@@ -23,7 +23,7 @@ from rrn.core import RRNError, locked, read_json
 from rrn.doctor import examine
 from rrn.evaluate import evaluate
 from rrn.refer import IMAGE_FOLDER
-from rrn.shapes import ensure, write_refer
+from rrn.shapes import ensure
 from rrn.train import Run, add_metrics, checkpoints, open_evaluation, open_job, run_job
 from test_convert import converted, own                                      # `own` and `server` are fixtures
 from test_download import DATA, server, zip_of
@@ -32,14 +32,7 @@ from test_download import DATA, server, zip_of
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
 
 SIZES = dict(image_size=48, iterations=30, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='', validate_every=10, save_every=5, log_every=5)
-FEW = {'train': 8, 'val': 3, 'testA': 2, 'testB': 2}
-
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp('scenes')
-    write_refer(root, seed=9, sizes=FEW, workers=1)
-    return root
+SCENES = {'train': 8, 'val': 3, 'testA': 2, 'testB': 2}
 
 
 # ---- a process of its own --------------------------------------------------------------------------------------------------
@@ -163,7 +156,7 @@ def test_a_killed_evaluation(scenes, trained, tmp_path, request):
 
 
 def draw(folder):
-    for kind in ('unc', 'referit'): ensure(kind, folder, seed=9, sizes=FEW, workers=2)
+    for kind in ('unc', 'referit'): ensure(kind, folder, seed=9, sizes=SCENES, workers=2)
 
 
 def test_a_killed_generation(tmp_path, request):

@@ -13,14 +13,7 @@ REPO = Path(__file__).resolve().parents[1]
 DRIVERS = sorted(p for p in (REPO/'nbs').glob('*.ipynb') if not p.name[0].isdigit())
 TINY = dict(image_size=64, iterations=30, D_Q=8, D_I=8, D_S=8, embed_dim=8, validate_every=1000, save_every=10)
 
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory):
-    "A small embedded data set with a folder of its own."
-    from rrn.shapes import write_refer
-    root = tmp_path_factory.mktemp('scenes')
-    write_refer(root, seed=9, sizes={'train': 12, 'val': 6, 'testA': 6, 'testB': 6}, workers=1)
-    return root
+SCENES = {'train': 12, 'val': 6, 'testA': 6, 'testB': 6}
 
 
 @pytest.fixture

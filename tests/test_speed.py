@@ -16,17 +16,11 @@ from rrn.data import group_by_image
 from rrn.model import FeatureFiles, preset
 from rrn.refer import InFile, harmless, open_refer, read_instances, safe_load
 from rrn.referit import open_dataset
-from rrn.shapes import write_refer
 from rrn.train import Run, make_engine, open_job, run_job, update_step
 
 TINY = dict(image_size=48, iterations=6, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='', validate_every=10**6, save_every=3, log_every=3)
 
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp('scenes')
-    write_refer(root, seed=9, sizes={'train': 6, 'val': 2, 'testA': 1, 'testB': 1}, workers=1)
-    return root
+SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}
 
 
 def trained(scenes, folder, **options):

@@ -12,17 +12,11 @@ from rrn.data import group_by_image, read_batch
 from rrn.evaluate import evaluate, summary
 from rrn.loss import segmentation_loss
 from rrn.model import PRESETS, Config, preset
-from rrn.shapes import write_refer
 from rrn.train import Run, make_optimiser, open_job, open_run, run_job, start_record, update_step
 
 TINY = dict(dataset='shapes-unc', image_size=64, embed_dim=6, D_I=6, D_S=6, D_Q=6, iterations=1, images_per_batch=2, sentences_per_image=2, warmup=0)
 
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp('scenes')
-    write_refer(root, seed=9, sizes={'train': 4, 'val': 2, 'testA': 1, 'testB': 1}, workers=1)
-    return root
+SCENES = {'train': 4, 'val': 2, 'testA': 1, 'testB': 1}
 
 
 def test_every_preset_is_here():

@@ -19,14 +19,7 @@ from rrn.matrix import device_slot, draw_scenes, given_matrix, outputs, weights_
 REPO = Path(__file__).resolve().parents[1]
 TINY = dict(datasets='shapes-unc', more_seeds='', image_size=64, D_Q=8, D_I=8, D_S=8, embed_dim=8)
 
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory):
-    "A small embedded data set."
-    from rrn.shapes import write_refer
-    root = tmp_path_factory.mktemp('scenes')
-    write_refer(root, seed=9, sizes={'train': 12, 'val': 6, 'testA': 6, 'testB': 6}, workers=1)
-    return root
+SCENES = {'train': 12, 'val': 6, 'testA': 6, 'testB': 6}
 
 
 def new_checkout(root):
