@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 import rrn.baselines                  # adds the paper's other systems
-from .core import (RRNError, code_version, device_name, locked, one_of, pick_device, read_json, repo_root, seed_everything, sha256_of,
+from .core import (RRNError, code_version, device_name, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything, sha256_of,
                       sweep, versions, whole_file, write_json)
 from .backbone import rehearse
 from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
@@ -465,6 +465,7 @@ def make_vocabulary(c:Config, dataset) -> Vocabulary:
 def run_job(job:Job, **plan) -> pd.DataFrame:
     "Train a job to its end, validating on (at most 400 expressions of) its validation split; the log. In a team, the leader keeps the record."
     o, c, team = job.options, job.config, this_team()
+    if job.device.type == 'cpu': keep_freed_memory()
     groups = group_by_image(job.samples(c.split))
     how = {k: o[k] for k in ('log_every', 'validate_every', 'save_every', 'feature_cache', 'cache_dtype', 'compile')} | plan
     how['workers'] = pick_workers(o['workers'], len(groups), c.image_size, job.device.type == 'cuda')
@@ -558,6 +559,7 @@ def open_evaluation(**parameters) -> Job:
     model, vocabulary, run = open_run(find_run(options['run']), options['device'])
     dataset = open_named(options['dataset'] or model.config.dataset, options['data_root'])
     job = Job(model.config, dataset, vocabulary, model, run, options)
+    if job.device.type == 'cpu': keep_freed_memory()
     asked = [s for s in options['splits'].replace(' ', '').split(',') if s]
     job.splits = asked or [s for s in dataset.splits if s != model.config.split]
     images = {x.image for s in job.splits for x in dataset.samples(s)}
