@@ -130,7 +130,8 @@ def splits_of(dataset) -> tuple:
 # %% ../nbs/29_matrix.ipynb #3d202de5
 SHAPES = ('shapes-unc', 'shapes-unc+', 'shapes-gref', 'shapes-referit')
 MATRICES = {m.name: m for m in (
-    Matrix('embedded', 'embedded scenes, drawn by code; not the data of the paper', 'small', SHAPES, seeds=(0,), more_seeds=(1, 2)),
+    Matrix('embedded', 'embedded scenes, drawn by code; not the data of the paper', 'small', SHAPES, more_seeds=(1, 2), overrides=dict(iterations=1200)),
+    Matrix('embedded-long', 'embedded scenes, drawn by code; not the data of the paper', 'small', SHAPES[:1], repeated=()),
     Matrix('coco-mini', 'photographs of coco-mini, a small part of COCO with sentences made from annotations; not the data of the paper', 'mini', ('unc', 'unc+', 'gref-umd'),
            prefix='coco-mini-', data_root='../shared/data/coco-mini', rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
            overrides=dict(iterations=400, weights='../shared/weights/mobilenetv2_100_deeplab_voc.safetensors')),
