@@ -10,7 +10,6 @@ __all__ = ['DEVIATIONS', 'Deviation', 'variants', 'trainable', 'measure', 'repor
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-import pandas as pd
 from .core import RRNError, one_of, read_json, repo_root, whole_file, write_json
 from .model import Config, preset
 from .protocols import protocol_table

@@ -11,8 +11,8 @@ __all__ = ['BLOCK', 'NETWORK', 'PROGRESS', 'DISK', 'REFER_HOST', 'REFER_TERMS', 
            'members_of', 'is_archive', 'Budget', 'pour_out', 'unpack', 'Source', 'refer_source', 'referit_source',
            'install', 'download', 'main']
 
-# %% ../nbs/22_download.ipynb #a68bb22c
-import argparse, errno, gzip, hashlib, http.client, os, re, shutil, stat, sys, tarfile, time, unicodedata
+# %% ../nbs/22_download.ipynb #7f170a5c
+import argparse, errno, gzip, http.client, os, re, shutil, stat, sys, tarfile, time, unicodedata
 import urllib.error, urllib.parse, urllib.request, zipfile
 from dataclasses import dataclass, field
 from functools import partial

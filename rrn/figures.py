@@ -8,8 +8,8 @@ __all__ = ['RULES', 'PYRAMIDS', 'STRUCTURES', 'Case', 'choose', 'one_per_picture
            'paint', 'figure1', 'systems_of', 'figure3', 'figure5', 'hidden_maps', 'figure4', 'shape_record', 'numbered',
            'figure2', 'save_figure', 'figures_folder', 'write_figures_record']
 
-# %% ../nbs/32_figures.ipynb #449e5723
-from dataclasses import dataclass, field
+# %% ../nbs/32_figures.ipynb #04bd6448
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
@@ -19,15 +19,15 @@ from matplotlib import colormaps
 from matplotlib.patches import FancyBboxPatch
 from .baselines import SegmentationModel, mobile_deeplab, torchvision_deeplab
 from .backbone import build_backbone
-from .core import RRNError, derived_rng, one_of, repo_root, seed_everything, whole_file, write_json
+from .core import derived_rng, one_of, repo_root, seed_everything, whole_file, write_json
 from .data import read_image
 from .image import fit, image_tensor, unplace
 from .loss import bilinear
-from .matrix import TABLE1, Matrix, kind_of
+from .matrix import TABLE1, Matrix
 from .metrics import intersection_union
 from .predict import Predictor
 from .pretrain import IGNORE, LABELS, scene_arrays
-from .train import open_named, read_rows, rows_file
+from .train import read_rows, rows_file
 from .viz import Picture, grid, heatmap, overlay, strongest_channel
 
 # %% ../nbs/32_figures.ipynb #dc78ad17

@@ -7,9 +7,9 @@ __all__ = ['CHOICES', 'AT_LEAST_ONE', 'AT_LEAST_ZERO', 'RELEASED', 'PRESETS', 'H
            'as_type', 'check_config', 'preset', 'Head', 'RRN', 'FeatureCache', 'map_shapes', 'map_values', 'maps_key',
            'FeatureFiles', 'checksum', 'feature_cache']
 
-# %% ../nbs/12_model.ipynb #96bc3cd7
+# %% ../nbs/12_model.ipynb #201e5d1c
 import hashlib, json, zlib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 import torch
 from torch import nn

@@ -6,15 +6,15 @@
 __all__ = ['METRICS1', 'LONG', 'TITLES', 'published', 'Results', 'results', 'stack', 'entry', 'table1', 'table2', 'cell_text',
            'wide', 'conditions', 'as_markdown', 'as_latex', 'write_tables']
 
-# %% ../nbs/30_tables.ipynb #47481e9d
-from dataclasses import asdict, dataclass
+# %% ../nbs/30_tables.ipynb #04bd6448
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
 from .core import RRNError, read_json, repo_root, whole_file
-from .matrix import COLUMNS2, TABLE1, TABLE2, Cell, Matrix, keys, kind_of
+from .matrix import COLUMNS2, TABLE1, TABLE2, Matrix, kind_of
 from .metrics import bootstrap_interval
 from .train import read_rows, rows_file
 
