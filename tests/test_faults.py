@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from hashlib import sha256
@@ -25,6 +26,7 @@ from rrn.evaluate import evaluate
 from rrn.refer import IMAGE_FOLDER
 from rrn.shapes import ensure
 from rrn.train import Run, add_metrics, checkpoints, open_evaluation, open_job, run_job
+from tqdm import tqdm
 from test_convert import converted, own                                      # `own` and `server` are fixtures
 from test_download import DATA, server, zip_of
 
@@ -40,6 +42,7 @@ SCENES = {'train': 8, 'val': 3, 'testA': 2, 'testB': 2}
 def alone(work, folder, arm, told):
     "In a forked process: do `work(folder)` silently, killed as `arm` has it; the number of touches of files goes to `told`."
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())                 # its usual lock is shared by forked processes: one that is killed in it would stop the others
     with open(os.devnull, 'w') as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
         touches = arm(str(folder))
         try: work(folder)
