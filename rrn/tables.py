@@ -101,7 +101,7 @@ def conditions(long:pd.DataFrame, matrix:Matrix) -> str:
     minutes, first = sum(r['training_seconds'] for r in records) / 60, records[0]
     seen = lambda f: ' and '.join(sorted({f(r) for r in records}))
     return (f"Ours / the paper's. Ours: on {matrix.note}. {len(records)} runs of {seen(lambda r: format(r['config']['iterations'], ','))} steps, preset `{first['preset']}`, "
-            f"{seen(lambda r: str(r['config']['image_size']))} pixels; mean over 1 to {int(long.seeds.max())} seeds, [95 % interval of a bootstrap over images]. "
+            f"{seen(lambda r: str(r['config']['image_size']))} pixels; {'one seed' if long.seeds.max() == 1 else f'mean over 1 to {int(long.seeds.max())} seeds'}, [95 % interval of a bootstrap over images]. "
             f"{minutes:.0f} minutes of training in all on {seen(lambda r: r['device'])}; code {seen(lambda r: r['code'])}, PyTorch {seen(lambda r: r['versions']['torch'])}.")
 
 # %% ../nbs/30_tables.ipynb #0cd89965
