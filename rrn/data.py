@@ -7,8 +7,8 @@ __all__ = ['FORMATS', 'Group', 'group_by_image', 'open_picture', 'read_image', '
            'swap_sides', 'mirrored', 'TrainingOrder', 'Team', 'this_team', 'Batches', 'loader', 'workers_alive',
            'evaluation_order']
 
-# %% ../nbs/06_data.ipynb #ce79ccc7
-import contextlib, functools, gc, os
+# %% ../nbs/06_data.ipynb #a8901ffc
+import contextlib, functools, gc, io, os
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from .core import RRNError, derived_rng, one_of
+from .core import RRNError, derived_rng, file_bytes, one_of
 from .image import fit, image_in, mask_in
 from .refer import checked_size
 
@@ -40,7 +40,8 @@ def open_picture(path) -> Image.Image:
     "The picture in `path`, not decoded yet; `RRNError` naming it when it is missing, of another kind, or absurdly large."
     path = Path(path)
     if not path.is_file(): raise RRNError(f"image {path} is missing; see data/README.md for what belongs where.")
-    try: image = Image.open(path, formats=FORMATS)
+    content = io.BytesIO(file_bytes(path, 'image'))                    # from memory: of a file, Pillow tries to read as much as a damaged chunk says it has
+    try: image = Image.open(content, formats=FORMATS)
     except Exception as e: raise RRNError(f"image {path} cannot be decoded ({e}); expected {', '.join(FORMATS)}. Fetch it again.") from e
     checked_size(*image.size[::-1], f"image {path}")
     return image
