@@ -20,6 +20,7 @@ import sys
 import tarfile
 import time
 import traceback
+import tracemalloc
 import zipfile
 from collections import namedtuple
 from dataclasses import asdict
@@ -650,3 +651,14 @@ def test_hostile_input(name, tmp_path, request):
     print(f"{name:14}", ', '.join(f"{k} {v:.2f} s" if k == 'slowest' else f"{k} {v >> 10} MB" if k == 'memory' else f'{k} {v}' for k, v in found['figures'].items()))
     assert not found['faults'], '\n\n'.join(found['faults'])
     assert found['figures']['memory'] < 700 << 10
+
+
+def test_a_chunk_that_claims_gigabytes(tmp_path):
+    "A PNG whose only chunk of pixels says it has two of them: read without asking for that much memory, or refused."
+    file = io.BytesIO(); Image.new('RGB', (61, 40)).save(file, 'PNG')
+    content = file.getvalue(); at = content.index(b'IDAT')
+    (tmp_path/'a.png').write_bytes(content[:at - 4] + (2**31 - 1).to_bytes(4, 'big') + content[at:])
+    tracemalloc.start()
+    with contextlib.suppress(RRNError): assert read_image(tmp_path/'a.png').shape == (40, 61, 3)
+    peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    assert peak < 10 << 20
