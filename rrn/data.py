@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from .core import RRNError, derived_rng, file_bytes, one_of
 from .image import fit, image_in, mask_in
@@ -42,6 +42,7 @@ def open_picture(path) -> Image.Image:
     if not path.is_file(): raise RRNError(f"image {path} is missing; see data/README.md for what belongs where.")
     content = io.BytesIO(file_bytes(path, 'image'))                    # from memory: of a file, Pillow tries to read as much as a damaged chunk says it has
     try: image = Image.open(content, formats=FORMATS)
+    except UnidentifiedImageError as e: raise RRNError(f"image {path} cannot be decoded; expected {', '.join(FORMATS)}. Fetch it again.") from e
     except Exception as e: raise RRNError(f"image {path} cannot be decoded ({e}); expected {', '.join(FORMATS)}. Fetch it again.") from e
     checked_size(*image.size[::-1], f"image {path}")
     return image
