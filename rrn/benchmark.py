@@ -28,6 +28,7 @@ from .evaluate import autocast, predictions
 from .image import coordinates, fit, mask_out
 from .model import RRN, Config, preset
 from .refer import EXPECTED, IMAGE_FOLDER, CocoMask, Sample
+from .report import markdown
 from .shapes import image_name, save_jpeg
 from .text import Vocabulary
 from .train import make_engine, make_optimiser, provenance, update_step
@@ -404,12 +405,13 @@ SCHEDULE, QUARTER = 700_000, 200e12      # sentences; operations per second: a q
 
 def speed_text(report:dict) -> str:
     "A report's rates beside the plain port, and what the paper's schedule takes there, in Markdown."
-    lines = ['| images x sentences a step | training, sentences/s | times the plain port | evaluation, sentences/s | times the plain port | share of matmul peak |', '| --- | --- | --- | --- | --- | --- |']
-    lines += [f"| {r['images']} x {r['sentences']}{' compiled' if r['compiled'] else ''} | {r['train']['sentences_per_second']:.3g} | {r['train']['times_the_plain_port']:.1f} | "
-              f"{r['evaluate']['sentences_per_second']:.3g} | {r['evaluate']['times_the_plain_port']:.1f} | {100 * r['train']['share_of_matmul_peak']:.0f} % |" for r in report['speeds']]
+    columns = ['images x sentences a step', 'training, sentences/s', 'times the plain port', 'evaluation, sentences/s', 'times the plain port', 'share of matmul peak']
+    rates = lambda of: [f"{of['sentences_per_second']:.3g}", f"{of['times_the_plain_port']:.1f}"]
+    lines = [[f"{r['images']} x {r['sentences']}{' compiled' if r['compiled'] else ''}", *rates(r['train']), *rates(r['evaluate']), f"{100 * r['train']['share_of_matmul_peak']:.0f} %"]
+             for r in report['speeds']]
     best = max(report['speeds'], key=lambda r: r['train']['sentences_per_second'])
     cost = best['train']['operations_per_sentence']
-    return '\n'.join([*lines, '', f"{report['device']}, {report['precision']}, {report['sizes']} sizes; load {report['load'][0]:.1f} at the start; code {report['code']}, PyTorch {report['versions']['torch']}. "
+    return '\n'.join([markdown(pd.DataFrame(lines, columns=columns)), '', f"{report['device']}, {report['precision']}, {report['sizes']} sizes; load {report['load'][0]:.1f} at the start; code {report['code']}, PyTorch {report['versions']['torch']}. "
         f"At the best rate the paper's {SCHEDULE:,} sentences take {SCHEDULE / best['train']['sentences_per_second'] / 3600:.1f} hours here. A sentence costs {cost / 1e9:.0f} GFLOP forward and backward "
         f"({best['sentences'] // best['images']} an image); at {QUARTER / 1e12:.0f} TFLOP/s, a quarter of what an H100 reaches in bf16 products, that would be {SCHEDULE * cost / QUARTER / 60:.1f} minutes: a projection."])
 

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['EXPECT', 'MARGIN', 'CLAIMS', 'NAMES', 'COLUMNS', 'Claim', 'claim', 'terms', 'places', 'paper_score',
            'paper_difference', 'our_difference', 'place_seed', 'check_same', 'seeds_agree', 'verdict', 'claims_table',
-           'claims_page', 'claims_summary', 'with_steps', 'numbers_of_steps', 'steps_table', 'steps_page',
-           'write_claims']
+           'claims_page', 'claims_summary', 'under', 'settings_seen', 'settings_title', 'settings_scores',
+           'settings_table', 'settings_page', 'write_claims']
 
 # %% ../nbs/31_claims.ipynb #75ce8364
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .core import RRNError, one_of, read_json, repo_root, whole_file
-from .matrix import COLUMNS2, TABLE1, TABLE2, Matrix, kind_of
+from .matrix import COLUMNS2, SYSTEMS_OF_TABLES, TABLE1, TABLE2, Matrix, kind_of, splits_of
 from .metrics import Interval, bootstrap_scores, percentiles
+from .report import markdown
 from .tables import conditions, published, results, table1, table2
-from .train import rows_file
 
 # %% ../nbs/31_claims.ipynb #f0021868
 EXPECT = ['more', 'less', 'same']
@@ -158,9 +158,8 @@ def claims_table(matrix:Matrix, claims=CLAIMS) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=COLUMNS)
 
 # %% ../nbs/31_claims.ipynb #b846dc6a
-def claims_page(matrix:Matrix) -> str:
-    "`claims.md`: every claim of section 4 with the paper's difference, ours, and a verdict."
-    table = claims_table(matrix)
+def claims_page(matrix:Matrix, table:pd.DataFrame) -> str:
+    "`claims.md`: every line of `claims_table`: the paper's difference, ours, and a verdict."
     number = lambda v: '' if pd.isna(v) else f'{v:+.2f}'
     ours = lambda r: '' if pd.isna(r.ours) else f'{r.ours:+.1f} [{r.low:+.1f} to {r.high:+.1f}]'
     lines = [f"| {r.section} | {r.claim} | {r.data} | {number(r.paper)} | {ours(r)} | {'' if pd.isna(r.seeds) else int(r.seeds)} | {'' if pd.isna(r.verdict) else r.verdict} |" for r in table.itertuples()]
@@ -185,36 +184,62 @@ def claims_summary(matrix:Matrix) -> str:
     return '\n'.join(lines)
 
 # %% ../nbs/31_claims.ipynb #102d7bb0
-def with_steps(matrix:Matrix, n:int) -> Matrix:
-    "The same matrix with another number of iterations."
-    return replace(matrix, overrides=matrix.overrides | dict(iterations=n))
+def under(matrix:Matrix, changes:dict) -> Matrix:
+    "The same matrix with other fields of the configuration."
+    return replace(matrix, overrides=matrix.overrides | changes)
 
-def numbers_of_steps(matrix:Matrix) -> list:
-    "The numbers of iterations at which systems of the matrix were trained on its main data set."
-    seen = {read_json(path)['config']['iterations'] for path in matrix.run('').folder.glob('*/config.json')}
-    there = lambda m: any(rows_file(m.run(cell.run), f'{m.main} val').exists() for cell in m.cells())
-    return [n for n in sorted(seen) if there(with_steps(matrix, n))]
+def settings_seen(matrix:Matrix) -> list:
+    "Where the records of the systems on the main data set differ from the matrix: [{}, {'iterations': 1200}, ...], the matrix itself first."
+    found, main = [{}], matrix.main
+    for path in sorted(matrix.run('').folder.glob('*/config.json')):
+        systems = [s for s in SYSTEMS_OF_TABLES if path.parent.name.startswith(f"{matrix.prefix}{s}-{main.replace('+', 'plus')}-s")]
+        record = read_json(path, 'run record')['config'] if systems else {}
+        for system in systems:
+            own = asdict(matrix.configuration(system, main, record['seed']))
+            changes = {k: v for k, v in record.items() if k in own and own[k] != v}
+            if changes not in found and under(matrix, changes).cell(system, main, record['seed']).run == path.parent.name: found.append(changes)
+    return sorted(found, key=lambda c: (len(c), [(k, str(v)) for k, v in c.items()]))
 
-def steps_table(matrix:Matrix, iterations, claims=CLAIMS) -> pd.DataFrame:
-    "The claims' differences on the main data set's validation split, a column for each number of iterations; only claims that can be compared."
+def settings_title(changes:dict) -> str:
+    "'iterations 1,200' of {'iterations': 1200}; 'as the tables' of {}."
+    return ', '.join(f'{k} {v:,}' if isinstance(v, (int, float)) else f'{k} {v}' for k, v in changes.items()) or 'as the tables'
+
+def settings_scores(matrix:Matrix, settings:list) -> pd.DataFrame:
+    "Overall IoU of every system, on the first split of each data set, a column for each of `settings`; only what there is in two of them."
+    table2 = dict.fromkeys(s for _, s, _ in TABLE2)
+    wanted = [(s, matrix.main) for s in SYSTEMS_OF_TABLES] + [(s, d) for d in matrix.datasets if d != matrix.main for s in table2]
+    lines = []
+    for system, dataset in wanted:
+        split = splits_of(dataset)[0]
+        found = [results(under(matrix, changes), system, dataset, split) for changes in settings]
+        lines.append([f'{system}: {SYSTEMS_OF_TABLES[system].name}', f'{kind_of(dataset)} {split}', *(r and r.interval() for r in found)])
+    return _compared(lines, ['system', 'data'], settings)
+
+def settings_table(matrix:Matrix, settings:list, claims=CLAIMS) -> pd.DataFrame:
+    "The claims' differences on the main data set's validation split, a column for each of `settings`; only what there is in two of them."
     kind = kind_of(matrix.main)
-    columns = {n: {c.text: our_difference(c, with_steps(matrix, n), kind, 'val') for c in claims if not c.against and (kind, 'val') in places(c)} for n in iterations}
-    asked = {c.text: paper_difference(c, kind, 'val') for c in claims}
-    lines = [{'claim': text, 'paper': asked[text]} | {f'{n:,} steps': columns[n][text][0] for n in iterations} for text in columns[iterations[0]] if all(columns[n][text] for n in iterations)]
-    return pd.DataFrame(lines, columns=['claim', 'paper', *(f'{n:,} steps' for n in iterations)])
+    checked = [c for c in claims if not c.against and (kind, 'val') in places(c)]
+    ours = lambda c, changes: (our_difference(c, under(matrix, changes), kind, 'val') or [None])[0]
+    return _compared([[c.text, paper_difference(c, kind, 'val'), *(ours(c, changes) for changes in settings)] for c in checked], ['claim', 'paper'], settings)
 
-def steps_page(matrix:Matrix, iterations) -> str:
-    "`steps.md`: what becomes of the claims when rows are trained longer."
-    table = steps_table(matrix, iterations)
-    shown = lambda v: f'{v.value:+.1f} [{v.low:+.1f} to {v.high:+.1f}]' if isinstance(v, Interval) else '' if pd.isna(v) else f'{v:+.2f}'
-    lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in [table.columns, ['---'] * table.shape[1], *([r[0], *map(shown, r[1:])] for r in table.itertuples(index=False))]]
-    return '\n'.join(['# The claims with longer training', '', f'Points of overall IoU on {matrix.main} val ({matrix.note}), one seed or more, with the interval of `claims.md`. Rows that exist at all numbers of steps only.', '', *lines, ''])
+def _compared(lines, first, settings):
+    "The lines that say something in at least two settings."
+    return pd.DataFrame([line for line in lines if sum(isinstance(v, Interval) for v in line) > 1], columns=[*first, *map(settings_title, settings)])
+
+def settings_page(matrix:Matrix, settings:list) -> str:
+    "`settings.md`: scores and claims, as in the tables and with other settings."
+    def shown(table, sign):
+        text = lambda v: f'{v.value:{sign}.1f} [{v.low:{sign}.1f} to {v.high:{sign}.1f}]' if isinstance(v, Interval) else f'{v:+.2f}' if isinstance(v, float) and not pd.isna(v) else v
+        return markdown(table.astype(object).map(text))
+    return '\n'.join(['# Scores and claims under other settings', '', f'On {matrix.note}; "as the tables" is preset `{matrix.preset}` with {matrix.configuration("row5", matrix.main, 0).iterations:,} steps. One seed or more, with 95 % intervals of a bootstrap',
+                      'over images. Only what exists in at least two settings. Nothing was chosen by these numbers.', '',
+                      '## Overall IoU', '', shown(settings_scores(matrix, settings), ''), '', f'## Claims, on {kind_of(matrix.main)} val', '', shown(settings_table(matrix, settings), '+'), ''])
 
 # %% ../nbs/31_claims.ipynb #2bcc32ec
 def write_claims(matrix:Matrix, folder=None):
-    "Write `claims.md` and `claims.csv` to `folder` (default: below reports/tables), and `steps.md` where there are runs of several numbers of iterations."
-    folder, steps = Path(folder or repo_root()/'reports'/'tables'/matrix.subfolder), numbers_of_steps(matrix)
-    if len(steps) > 1:
-        with whole_file(folder/'steps.md') as f: f.write(steps_page(matrix, steps))
-    with whole_file(folder/'claims.md') as f: f.write(claims_page(matrix))
-    with whole_file(folder/'claims.csv') as f: f.write(claims_table(matrix).to_csv(index=False, float_format='%.4f'))
+    "Write `claims.md` and `claims.csv` to `folder` (default: below reports/tables), and `settings.md` where there are runs with other settings."
+    folder, settings, table = Path(folder or repo_root()/'reports'/'tables'/matrix.subfolder), settings_seen(matrix), claims_table(matrix)
+    if len(settings) > 1:
+        with whole_file(folder/'settings.md') as f: f.write(settings_page(matrix, settings))
+    with whole_file(folder/'claims.md') as f: f.write(claims_page(matrix, table))
+    with whole_file(folder/'claims.csv') as f: f.write(table.to_csv(index=False, float_format='%.4f'))

@@ -99,8 +99,9 @@ def _umask():
 # %% ../nbs/00_core.ipynb #e127088f
 def sweep(folder, pattern='**/.*.part'):
     "Remove the temporary files in `folder` that processes of this machine left when they were killed."
+    ours = re.compile(rf'\.{_machine()}-([0-9]+)\.[^.]*\.part$')
     for part in Path(folder).glob(pattern):
-        made_by = re.search(rf'\.{_machine()}-([0-9]+)\.[^.]*\.part$', part.name)
+        made_by = ours.search(part.name)
         if made_by and not psutil.pid_exists(int(made_by[1])): part.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #fbf53a27

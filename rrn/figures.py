@@ -24,7 +24,7 @@ from .data import read_image
 from .image import fit, image_tensor, unplace
 from .loss import bilinear
 from .matrix import TABLE1, Matrix
-from .metrics import intersection_union
+from .metrics import intersection_union, sample_iou
 from .predict import Predictor
 from .pretrain import IGNORE, LABELS, scene_arrays
 from .train import read_rows, rows_file
@@ -84,12 +84,11 @@ def known_ious(matrix:Matrix, dataset, split, system='row12'):
     run, key = matrix.run(matrix.cell(system, dataset).run), f'{dataset} {split}'
     if not rows_file(run, key).exists(): return None
     rows = read_rows(run, key)
-    return dict(zip(rows.sent_id.tolist(), (rows.intersection / rows.union.clip(lower=1)).tolist()))
+    return dict(zip(rows.sent_id.tolist(), sample_iou(rows.intersection, rows.union).tolist()))
 
 def iou(a, b) -> float:
     "Intersection over union of two masks (H, W)."
-    (inside,), (either,) = intersection_union(a, b)
-    return inside / max(1, either)
+    return float(sample_iou(*intersection_union(a, b))[0])
 
 def cell(case:Case, title, mask):
     "(title, picture) of a mask, None for a missing run."

@@ -109,9 +109,6 @@ class Matrix:
         return Cell(system, c, name, splits_of(dataset) if system in {s for _, s, _ in TABLE2} else ('val',), system in WITH_CRF)
 
     @property
-    def iterations(self): return self.configuration('row5', self.main, self.seeds[0]).iterations
-
-    @property
     def main(self): return next((d for d in self.datasets if kind_of(d) == 'unc'), self.datasets[0])   # the data set of Table 1
 
     def cells(self) -> list:
@@ -132,8 +129,7 @@ def splits_of(dataset) -> tuple:
 MOBILE = '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
 SHAPES = ('shapes-unc', 'shapes-unc+', 'shapes-gref', 'shapes-referit')
 MATRICES = {m.name: m for m in (
-    Matrix('embedded', 'embedded scenes, drawn by code; not the data of the paper', 'small', SHAPES, more_seeds=(1, 2), overrides=dict(iterations=1200)),
-    Matrix('embedded-long', 'embedded scenes, drawn by code; not the data of the paper', 'small', SHAPES[:1], repeated=()),
+    Matrix('embedded', 'embedded scenes, drawn by code; not the data of the paper', 'small', SHAPES, more_seeds=(1, 2)),
     Matrix('coco-mini', 'photographs of coco-mini, a small part of COCO with sentences made from annotations; not the data of the paper', 'mini', ('unc', 'unc+', 'gref-umd'),
            prefix='coco-mini-', data_root='../shared/data/coco-mini', rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
            overrides=dict(iterations=400, weights=MOBILE), segmentation=f'{MOBILE},../shared/weights/deeplab_voc_head.safetensors'),

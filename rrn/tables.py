@@ -16,6 +16,7 @@ import yaml
 from .core import RRNError, read_json, repo_root, whole_file
 from .matrix import COLUMNS2, TABLE1, TABLE2, Matrix, kind_of
 from .metrics import bootstrap_interval
+from .report import markdown
 from .train import read_rows, rows_file
 
 # %% ../nbs/30_tables.ipynb #4fe6ea02
@@ -109,10 +110,7 @@ TITLES = {1: 'Table 1: variants of the model on the validation split of UNC', 2:
 
 def as_markdown(number, long, matrix) -> str:
     "A table with its title and conditions, in Markdown."
-    table = wide(long)
-    line = lambda cells: '| ' + ' | '.join(map(str, cells)) + ' |'
-    return '\n'.join([f'## {TITLES[number]}', '', conditions(long, matrix), '', line(table.columns), line(['---'] * table.shape[1]),
-                      *(line(row) for row in table.itertuples(index=False)), ''])
+    return '\n'.join([f'## {TITLES[number]}', '', conditions(long, matrix), '', markdown(wide(long)), ''])
 
 def as_latex(number, long, matrix) -> str:
     "The same with booktabs."

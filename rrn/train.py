@@ -521,7 +521,6 @@ def read_rows(run:Run, key:str) -> pd.DataFrame:
 # %% ../nbs/18_train.ipynb #273d3b10
 def add_metrics(run:Run, key:str, rows:pd.DataFrame, protocol:str):
     "Put the summary of evaluation rows under `key` ('<dataset> <split>') into the run's metrics.json, keeping the rest, and the rows' counts beside it."
-    sweep(run.folder)
     write_rows(run, key, rows)
     path = run.folder/'metrics.json'
     metrics = read_metrics(path) if path.exists() else {}
@@ -558,6 +557,7 @@ def open_evaluation(**parameters) -> Job:
     options = check_options(parameters, EVALUATION_OPTIONS)
     model, vocabulary, run = open_run(find_run(options['run']), options['device'])
     dataset = open_named(options['dataset'] or model.config.dataset, options['data_root'])
+    sweep(run.folder)
     job = Job(model.config, dataset, vocabulary, model, run, options)
     if job.device.type == 'cpu': keep_freed_memory()
     asked = [s for s in options['splits'].replace(' ', '').split(',') if s]
