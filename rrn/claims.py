@@ -162,26 +162,26 @@ def claims_page(matrix:Matrix, table:pd.DataFrame) -> str:
     "`claims.md`: every line of `claims_table`: the paper's difference, ours, and a verdict."
     number = lambda v: '' if pd.isna(v) else f'{v:+.2f}'
     ours = lambda r: '' if pd.isna(r.ours) else f'{r.ours:+.1f} [{r.low:+.1f} to {r.high:+.1f}]'
-    lines = [f"| {r.section} | {r.claim} | {r.data} | {number(r.paper)} | {ours(r)} | {'' if pd.isna(r.seeds) else int(r.seeds)} | {'' if pd.isna(r.verdict) else r.verdict} |" for r in table.itertuples()]
+    lines = [[r.section, r.claim, r.data, number(r.paper), ours(r), '' if pd.isna(r.seeds) else int(r.seeds), r.verdict] for r in table.itertuples()]
     counts = table.verdict.value_counts()
     said = ', '.join(f'{counts.get(v, 0)} {v}' for v in ('confirmed', 'contradicted', 'undecided'))
     return '\n'.join(['# The claims of section 4, checked', '', f'{table.verdict.notna().sum()} comparisons could be made: {said}.', '',
                       'Differences are points of overall IoU. An interval is a 95 % bootstrap over images, paired: both systems are compared on the same drawn images. It says nothing of other',
                       f'seeds; where there are several, a verdict asks that all agree on the sign. Two systems are called the same if the interval lies within {MARGIN:g} points of zero.', '',
                       conditions(pd.concat([table1(matrix), table2(matrix)]), matrix), '',
-                      '| section | claim | data | paper | ours | seeds | verdict |', '| --- | --- | --- | --- | --- | --- | --- |', *lines, ''])
+                      markdown(pd.DataFrame(lines, columns=['section', 'claim', 'data', 'paper', 'ours', 'seeds', 'verdict'], dtype=object)), ''])
 
 def claims_summary(matrix:Matrix) -> str:
     "A line for each claim in Markdown: the paper's and our difference on the first split that it is about, and the verdicts over all splits."
-    lines = ['| claim | first on | paper | ours | verdicts |', '| --- | --- | --- | --- | --- |']
+    lines = []
     for text, part in claims_table(matrix).groupby('claim', sort=False):
         made = part.dropna(subset='ours')
         if not len(made): continue
         first = made[made.data == 'unc val'].iloc[0] if (made.data == 'unc val').any() else made.iloc[0]
         counts = made.verdict.value_counts()
         said = ', '.join(v + (f' {n}x' if len(made) > 1 else '') for v, n in ((v, counts.get(v, 0)) for v in ('confirmed', 'contradicted', 'undecided')) if n)
-        lines.append(f"| {text} | {first.data} | {'' if pd.isna(first.paper) else f'{first.paper:+.2f}'} | {first.ours:+.1f} [{first.low:+.1f} to {first.high:+.1f}] | {said} |")
-    return '\n'.join(lines)
+        lines.append([text, first.data, '' if pd.isna(first.paper) else f'{first.paper:+.2f}', f'{first.ours:+.1f} [{first.low:+.1f} to {first.high:+.1f}]', said])
+    return markdown(pd.DataFrame(lines, columns=['claim', 'first on', 'paper', 'ours', 'verdicts']))
 
 # %% ../nbs/31_claims.ipynb #102d7bb0
 def under(matrix:Matrix, changes:dict) -> Matrix:
@@ -204,6 +204,7 @@ def settings_title(changes:dict) -> str:
     "'iterations 1,200' of {'iterations': 1200}; 'as the tables' of {}."
     return ', '.join(f'{k} {v:,}' if isinstance(v, (int, float)) else f'{k} {v}' for k, v in changes.items()) or 'as the tables'
 
+# %% ../nbs/31_claims.ipynb #92050e85
 def settings_scores(matrix:Matrix, settings:list) -> pd.DataFrame:
     "Overall IoU of every system, on the first split of each data set, a column for each of `settings`; only what there is in two of them."
     table2 = dict.fromkeys(s for _, s, _ in TABLE2)
@@ -226,6 +227,7 @@ def _compared(lines, first, settings):
     "The lines that say something in at least two settings."
     return pd.DataFrame([line for line in lines if sum(isinstance(v, Interval) for v in line) > 1], columns=[*first, *map(settings_title, settings)])
 
+# %% ../nbs/31_claims.ipynb #5cb7d2f0
 def settings_page(matrix:Matrix, settings:list) -> str:
     "`settings.md`: scores and claims, as in the tables and with other settings."
     def shown(table, sign):
