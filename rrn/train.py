@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 import rrn.baselines                  # adds the paper's other systems
 from .core import (RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything, sha256_of, sweep, whole_file,
-                      write_json)
+                      write_json, writing)
 from .backbone import LEVELS, cnn_checksum, rehearse
 from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
 from .evaluate import autocast, evaluate, summary
@@ -170,18 +170,19 @@ class Log:
         kept = read_log(run)
         rows = kept[kept.step <= step].to_dict('records')
         self.rows, self.path = [{k: v for k, v in row.items() if pd.notna(v)} for row in rows], run.log
-        self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1) if team.leads else None
+        with writing(self.path): self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1) if team.leads else None
 
     def add(self, **row):
         "One report; values that are left out stay blank."
         self.rows.append(row)
-        for k, v in row.items() if self.board else ():
-            if k != 'step': self.board.add_scalar(k.replace('val_', 'val/'), v, row['step'])
+        with writing(self.path):
+            for k, v in row.items() if self.board else ():
+                if k != 'step': self.board.add_scalar(k.replace('val_', 'val/'), v, row['step'])
 
     def write(self):
         "Write the log, whole."
         with whole_file(self.path) as f: pd.DataFrame(self.rows, columns=LOG).to_csv(f, index=False, float_format='%.6g')
-        self.board.flush()
+        with writing(self.path): self.board.flush()
 
     def seconds(self):
         "Training time in the rows so far."
