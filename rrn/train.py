@@ -53,7 +53,7 @@ def make_optimiser(model:RRN):
         bias = lambda wanted: [p for n, p in named if ('bias' in n and 'lstm' not in n) == wanted]
         return AdamTF([dict(params=bias(False)), dict(params=bias(True), grad_scale=c.bias_grad_scale)], lr=c.lr)
     decay = c.weight_decay if c.decay == 'decoupled' else 0.
-    return torch.optim.AdamW([p for _, p in named], c.lr, weight_decay=decay, fused=all(p.is_cuda for _, p in named) or None)
+    return torch.optim.AdamW([p for _, p in named], c.lr, weight_decay=decay, fused=True)
 
 def convolution_weights(model) -> list:
     "Weights of the trained convolutions: what the released program's L2 term is about."
