@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePosixPath
 import numpy as np
-from tqdm import tqdm
 from .core import RRNError, derived_rng, file_bytes, new_folder, one_of, read_json, whole_file, write_json
 from .data import open_picture
+from .notebook import progress_bar
 from .refer import IMAGE_FOLDER, CocoMask, Instances, ReferringDataset, by_split, checked_size, field, plain_name, read_refer
 from .referit import register_dataset
 from .text import split_words
@@ -173,7 +173,7 @@ def generate(instances:Instances,           # of `read_instances`
     names = {id: class_words(name) for id, name in instances.categories.items()}
     of_image, said = defaultdict(list), []
     for a in instances.annotations.values(): of_image[a['image_id']].append(a)
-    for image_id, annotations in tqdm(sorted(of_image.items()), desc='making sentences', disable=not progress, mininterval=1):
+    for image_id, annotations in progress_bar(sorted(of_image.items()), 'making sentences', shown=progress):
         objects, classes = objects_of(annotations, instances.images[image_id], names), speakable(annotations, names)
         for target in objects:
             phrases = phrases_for(target, objects, classes, smallest)
@@ -316,7 +316,7 @@ def put_together(root:Path, data:dict, files:dict, entries:list, record:dict, li
     "Write a whole data set below `root`: pictures, annotations, references, and the record of how it was made."
     names = {i['id']: i['file_name'] for i in data['images']}
     (root/IMAGE_FOLDER).mkdir(parents=True)
-    for id, source in tqdm(sorted(files.items()), desc='pictures', disable=not progress, mininterval=1):
+    for id, source in progress_bar(sorted(files.items()), 'pictures', shown=progress):
         place_picture(source, root/IMAGE_FOLDER/names[id], link)
     dump_json(root/record['name']/'instances.json', data)
     with whole_file(root/record['name']/f"refs({record['by']}).p", 'wb') as f: pickle.dump(entries, f, protocol=2)

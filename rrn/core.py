@@ -8,7 +8,7 @@ __all__ = ['CANNOT_WRITE', 'PACKAGES', 'HELD', 'RRNError', 'one_of', 'repo_root'
            'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool', 'new_folder']
 
 # %% ../nbs/00_core.ipynb #94af2275
-import contextlib, difflib, errno, hashlib, importlib.metadata, json, multiprocessing, os, platform, random, re, shutil, subprocess, tempfile, threading, time, zlib
+import contextlib, difflib, errno, hashlib, importlib.metadata, json, multiprocessing, os, platform, random, re, shutil, subprocess, tempfile, threading, time, traceback, zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,6 +20,12 @@ import torch
 class RRNError(ValueError):
     "Something that the user can put right; the message says what, where and how."
     def __init__(self, message): super().__init__(message if len(message) <= 5000 else f'{message[:3000]} [...] {message[-1500:]}')
+
+    def _render_traceback_(self) -> list:
+        "What IPython shows in place of a page of frames: the message, and in one line the way to it."
+        frames = [f for f in traceback.extract_tb(self.__traceback__) if f.name not in ('run_code', '__exit__')]
+        way = ' > '.join(f"line {f.lineno} of {'the cell' if f.name == '<module>' else f'{f.name} in {Path(f.filename).name}'}" for f in frames)
+        return [f'RRNError: {self}', f'(raised at {way})']
 
 # %% ../nbs/00_core.ipynb #d63f66c9
 def one_of(name:str,          # what is being chosen, for the message

@@ -13,13 +13,14 @@ __all__ = ['SEVERITIES', 'EXAMPLES', 'TINY', 'SAME', 'MUCH', 'Finding', 'Finding
 import argparse, hashlib, itertools, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import pycocotools.mask as coco
-from tqdm import tqdm
 from .core import RRNError, one_of, process_pool, read_json, write_json
 from .data import read_image
+from .notebook import progress_bar
 from .refer import EXPECTED, IMAGE_FOLDER, REFER_SETS, by_split, judge_split, read_instances, ref_samples, safe_load
 from .referit import READERS, read_table, region_samples
 from .shapes import REFER_FILES, default_root
@@ -255,10 +256,10 @@ def look(case:Case) -> tuple:
 # %% ../nbs/23_doctor.ipynb #cf892ff2
 def spread(function, tasks, workers:int, progress:bool):
     "`function` of each task, in order: in this process, or in `workers` others."
-    bar = dict(total=len(tasks), desc='looking at pictures', mininterval=1, disable=not progress)
-    if workers < 2: yield from tqdm(map(function, tasks), **bar)
+    bar = partial(progress_bar, desc='looking at pictures', total=len(tasks), shown=progress)
+    if workers < 2: yield from bar(map(function, tasks))
     else:
-        with process_pool(workers) as pool: yield from tqdm(pool.map(function, tasks, chunksize=8), **bar)
+        with process_pool(workers) as pool: yield from bar(pool.map(function, tasks, chunksize=8))
 
 def check_pictures_and_masks(cases:list, findings:Findings, workers:int, limit:int, progress:bool) -> int:
     "Look at the pictures (at most `limit`, 0 for all) and their masks; the number looked at."

@@ -22,7 +22,6 @@ import pandas as pd
 import psutil
 import safetensors.torch
 import torch
-from tqdm import tqdm
 import rrn.baselines                  # adds the paper's other systems
 from .core import (RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything, sha256_of, sweep, whole_file,
                       write_json)
@@ -31,6 +30,7 @@ from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, 
 from .evaluate import autocast, evaluate, summary
 from .loss import segmentation_loss
 from .model import HEADS, Config, RRN, feature_cache, preset
+from .notebook import progress_bar
 from .optim import AdamTF, l2_penalty, polynomial_lr
 from .pretrained import find_weights
 from .record import (COUNTED, Run, add_metrics, check_name, check_same, find_run, finish_record, identity_differences, identity_of, keep_notebook, papermill_output,
@@ -311,7 +311,7 @@ def train(model:RRN,
     team.wait()                                                # nobody writes before all have read
     log = Log(run, start, team); reporter = Reporter(log, order, c)
     batches = loader(Batches(reader, order, mirror=c.mirror, team=team), range(start, end), plan.workers, pin=device.type == 'cuda')
-    bar = tqdm(batches, desc='training', total=c.iterations, initial=start, mininterval=5, ncols=120, disable=not team.leads)
+    bar = progress_bar(batches, 'training', c.iterations, team.leads, initial=start, mininterval=2, ncols=120)
     cache = feature_cache(model, len(order.groups), plan.remember, plan.feature_cache, plan.cache_dtype)
     engine = make_engine(model, cache, team, plan.compile)
     model.train()
