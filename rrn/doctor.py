@@ -339,7 +339,7 @@ def examine(dataset:str,          # a name that `open_dataset` knows, or 'own' f
             progress:bool=True    # show a bar
            ) -> Report:
     "Examine a data set on disk and change nothing. `RRNError` for an unknown name or folder; all else is in the report."
-    one_of('dataset', dataset, [*READERS, 'own'])
+    one_of('dataset', dataset, READERS)
     root, findings = root_of(dataset, root), Findings()
     if not root.is_dir(): raise RRNError(f"Data set {dataset}: there is no folder {root}. See data/README.md.")
     splits = gather(dataset, root, findings)
@@ -355,7 +355,7 @@ def examine(dataset:str,          # a name that `open_dataset` knows, or 'own' f
 def main(argv=None) -> int:
     "Command line of `rrn.doctor`; the exit status."
     parser = argparse.ArgumentParser(prog='python -m rrn.doctor', description="Examine a data set on disk; nothing is changed.")
-    parser.add_argument('dataset', help=', '.join([*READERS, 'own']))
+    parser.add_argument('dataset', help=', '.join(READERS))
     parser.add_argument('root', nargs='?', default='', help="folder of the data; default data, or where the embedded sets lie")
     parser.add_argument('--workers', type=int, default=0, help="processes that decode pictures")
     parser.add_argument('--limit', type=int, default=0, help="decode at most so many pictures")

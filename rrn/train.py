@@ -376,6 +376,12 @@ class Job:
 
     def validation_split(self): return 'val' if 'val' in self.dataset.splits else self.dataset.splits[-1]
 
+    def scored_on(self) -> str:
+        "What the metrics after training are about, in words."
+        split = self.validation_split(); some = self.samples(split)
+        why = '' if split == 'val' else f"There is no split val. Scores are those of {split}{', which it was trained on' if split == self.config.split else ''}. "
+        return f"{why}{self.dataset.name} {split}: {len(some):,} expressions about {len({s.image_id for s in some}):,} pictures."
+
 def make_reader(c:Config, vocabulary, on_corrupt='stop') -> Reader:
     "The reader that a configuration asks for."
     return Reader(vocabulary, c.image_size, c.max_words, c.protocol, on_corrupt)
@@ -408,7 +414,7 @@ def make_job(config:Config, dataset, options:dict, device) -> Job:
     seed_everything(config.seed)
     model = RRN(config, len(vocabulary))
     identity = identity_of(model, vocabulary, dataset.samples(config.split))
-    run = Run(runs_folder(options['folder'])/check_name(options['run'] or run_name(config)))
+    run = Run(runs_folder(options['folder'])/check_name(options['run'] or run_name(replace(config, dataset=dataset.name))))
     if options['resume']: check_same(run, config, identity)
     return Job(config, dataset, vocabulary, model.on(device), run, options, identity)
 
@@ -544,6 +550,7 @@ def open_evaluation(**parameters) -> Job:
     asked = [s for s in options['splits'].replace(' ', '').split(',') if s]
     job.label = options['label'] or dataset.name
     job.splits = asked or [s for s in dataset.splits if s != model.config.split]
+    if not job.splits: raise RRNError(f"data set {dataset.name} has no split but {model.config.split}, which the run was trained on. To evaluate on that: splits={model.config.split}.")
     images = {x.image for s in job.splits for x in dataset.samples(s)}
     options['workers'] = pick_workers(options['workers'], len(images), model.config.image_size, job.device.type == 'cuda')
     return job
@@ -564,8 +571,9 @@ def train_job(parameters:dict) -> pd.DataFrame:
     job = open_job(**parameters)
     run_job(job)
     split = job.validation_split()
+    if this_team().leads: print(job.scored_on(), file=sys.stderr)
     rows = evaluate(job.model, job.samples(split), job.reader(), progress='evaluating')
-    if this_team().leads: add_metrics(job.run, f'{job.config.dataset} {split}', rows, job.config.protocol, job.samples(split))
+    if this_team().leads: add_metrics(job.run, f'{job.dataset.name} {split}', rows, job.config.protocol, job.samples(split))
     return rows
 
 def train_together(parameters:dict) -> dict:
