@@ -23,9 +23,9 @@ class RRNError(ValueError):
 
     def _render_traceback_(self) -> list:
         "What IPython shows in place of a page of frames: the message, and in one line the way to it."
-        frames = [f for f in traceback.extract_tb(self.__traceback__) if f.name not in ('run_code', '__exit__')]
-        way = ' > '.join(f"line {f.lineno} of {'the cell' if f.name == '<module>' else f'{f.name} in {Path(f.filename).name}'}" for f in frames)
-        return [f'RRNError: {self}', f'(raised at {way})']
+        frames = [f for f in traceback.extract_tb(self.__traceback__) if f.name != 'run_code']
+        way = ' > '.join(f'line {f.lineno} of the cell' if f.name == '<module>' else f.name for f in frames)
+        return [f'RRNError: {self}', f'(at {way}: {Path(frames[-1].filename).name}, line {frames[-1].lineno})' if frames else '']
 
 # %% ../nbs/00_core.ipynb #d63f66c9
 def one_of(name:str,          # what is being chosen, for the message

@@ -104,4 +104,4 @@ def progress_bar(items=None,          # to go through; None: call `update` on th
                 ):
     "A bar over `items` for where this runs: a notebook, a terminal or a file."
     kind = KernelBar if kernel_shell() else tqdm if sys.stderr.isatty() else LogBar
-    return kind(items, desc=desc or None, total=total, disable=not shown, **dict(mininterval=1, ncols=100) | more)
+    return kind(items, desc=desc or None, total=total, disable=not shown, **dict(mininterval=1, ncols=None if kind is tqdm else 120) | more)

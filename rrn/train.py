@@ -311,7 +311,7 @@ def train(model:RRN,
     team.wait()                                                # nobody writes before all have read
     log = Log(run, start, team); reporter = Reporter(log, order, c)
     batches = loader(Batches(reader, order, mirror=c.mirror, team=team), range(start, end), plan.workers, pin=device.type == 'cuda')
-    bar = progress_bar(batches, 'training', c.iterations, team.leads, initial=start, mininterval=2, ncols=120)
+    bar = progress_bar(batches, 'training', c.iterations, team.leads, initial=start)
     cache = feature_cache(model, len(order.groups), plan.remember, plan.feature_cache, plan.cache_dtype)
     engine = make_engine(model, cache, team, plan.compile)
     model.train()

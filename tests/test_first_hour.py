@@ -1,0 +1,136 @@
+"""What a newcomer meets in the first hour: parameters that are edited and run again, one bar, errors that say what to do, help."""
+import json, os, subprocess, sys
+from pathlib import Path
+import nbformat
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+REPO = Path(__file__).resolve().parents[1]
+DRIVERS = sorted(p for p in (REPO/'nbs').glob('*.ipynb') if not p.name[0].isdigit())
+SCENES = {'train': 6, 'val': 4, 'testA': 4, 'testB': 4}
+
+# ---- one kernel, as in JupyterLab --------------------------------------------------------------------------------------------
+
+class Kernel:
+    "A kernel that stays alive while cells are edited and run again."
+    def __init__(self, folder): self.manager, self.client = start_new_kernel(cwd=str(folder))
+
+    def run(self, source) -> list:
+        "Run a cell; its outputs, with updates in place."
+        outputs, shown = [], {}
+        def hook(message):
+            kind, content = message['msg_type'], message['content']
+            if kind == 'update_display_data': shown[content['transient']['display_id']]['data'] = content['data']
+            if kind in ('stream', 'error', 'display_data', 'execute_result'): outputs.append(dict(content, kind=kind))
+            if kind == 'display_data' and 'display_id' in content['transient']: shown[content['transient']['display_id']] = outputs[-1]
+        self.client.execute_interactive(source, output_hook=hook, store_history=True, timeout=120)
+        return outputs
+
+    def run_all(self, cells) -> str:
+        "Run cells until one fails; the error as it is shown, or ''."
+        for source in cells:
+            for output in self.run(source):
+                if output['kind'] == 'error': return '\n'.join(output['traceback'])
+        return ''
+
+    def value(self, expression): return ''.join(o['text'] for o in self.run(f'print({expression})') if o['kind'] == 'stream')
+
+    def stop(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope='module')
+def kernel(tmp_path_factory):
+    kernel = Kernel(tmp_path_factory.mktemp('user'))
+    yield kernel
+    kernel.stop()
+
+
+def sources(name, last='') -> list:
+    "Code cells of a driver, to the first that holds `last`; the tagged cell's position."
+    cells = [c for c in nbformat.read(REPO/'nbs'/f'{name}.ipynb', 4).cells if c.cell_type == 'code']
+    tagged = next(i for i, c in enumerate(cells) if 'parameters' in c.metadata.get('tags', []))
+    end = next((i + 1 for i, c in enumerate(cells) if last and last in c.source), len(cells))
+    return [c.source for c in cells[:end]], tagged
+
+
+def test_run_all_again_in_the_same_kernel(kernel, scenes):
+    cells, tagged = sources('train', 'open_job(')
+    edited = lambda text: [*cells[:tagged], cells[tagged] + f'\n{text}', *cells[tagged + 1:]]
+    here = f'data_root = {str(scenes)!r}'
+    assert "Did you mean 'iterations'" in kernel.run_all(edited(f'{here}\niteration = 7'))
+    for _ in range(2): assert kernel.run_all(edited(f'{here}\niterations = 7\nD_Q = 8')) == ''
+    assert kernel.value('job.config.iterations, job.config.D_Q') == '7 8\n'
+    kernel.run(cells[tagged] + f'\n{here}\niterations = 9')                      # this cell alone, then what opens the job
+    assert kernel.run_all(cells[-1:]) == '' and kernel.value('job.config.iterations, job.config.D_Q') == '9 64\n'
+    assert kernel.run_all(edited(here)) == '' and kernel.value('job.config.iterations') == '3600\n'
+
+
+@pytest.mark.parametrize('path', DRIVERS, ids=lambda p: p.stem)
+def test_a_wrong_name_is_refused_by_every_driver(kernel, path):
+    cells, tagged = sources(path.stem)
+    cells.insert(tagged + 1, '# Parameters\nseeed = 1\n')                        # as papermill puts it
+    error = kernel.run_all(cells)
+    assert error.startswith("RRNError: parameter='seeed' is not known."), error
+
+
+def test_a_value_of_another_type_is_refused(kernel):
+    cells, tagged = sources('benchmark')
+    cells.insert(tagged + 1, '# Parameters\nquick = "yes"\n')
+    assert kernel.run_all(cells).startswith("RRNError: quick='yes' is str; it should be bool.")
+
+
+def test_a_parameter_that_was_renamed_in_the_cell_is_missed(kernel):
+    cells, tagged = sources('deviations')
+    cells[tagged] = cells[tagged].replace('iterations = ', 'steps = ')
+    assert "lacks 'iterations'" in kernel.run_all(cells)
+
+
+# ---- one bar -----------------------------------------------------------------------------------------------------------------
+
+LOOP = 'from rrn.notebook import progress_bar\nfor i in progress_bar(range(3000), "counting", mininterval=0): pass'
+
+
+def test_a_bar_is_one_output_that_ends_at_100(kernel):
+    outputs = kernel.run(LOOP)
+    assert len(outputs) == 1 and '100%' in outputs[0]['data']['text/plain'] and set(outputs[0]['data']) == {'text/plain'}
+
+
+def python(*words, **more):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(REPO)}, **more)
+
+
+def test_a_bar_in_a_log_is_few_lines(capsys):
+    exec(LOOP, {})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and all('%' in line for line in lines) and '3000/3000' in lines[-1]
+
+
+def test_a_bar_in_a_terminal_is_drawn_over_itself():
+    import pty, termios
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    done = subprocess.Popen([sys.executable, '-c', LOOP.replace(', mininterval=0', '')], stderr=theirs, env=os.environ | {'PYTHONPATH': str(REPO)})
+    os.close(theirs)
+    text = b''
+    try:
+        while part := os.read(ours, 10_000): text += part
+    except OSError: pass                     # the other end is closed
+    assert done.wait() == 0 and text.count(b'\n') == 1 and b'3000/3000' in text.strip().split(b'\r')[-1]
+
+
+# ---- errors ------------------------------------------------------------------------------------------------------------------
+
+def test_papermill_shows_the_message_and_fails(tmp_path):
+    done = python('-m', 'papermill', str(REPO/'nbs'/'train.ipynb'), 'out.ipynb', '-p', 'update', 'lsmt', '--no-progress-bar', cwd=tmp_path)
+    message = "RRNError: update='lsmt' is not known. Did you mean 'lstm'?"
+    shown = done.stderr[done.stderr.index('Exception encountered'):].strip().splitlines()
+    assert done.returncode != 0 and shown[1].startswith(message) and len(shown) <= 4 and len(done.stderr.splitlines()) < 60
+    cell = next(o for c in nbformat.read(tmp_path/'out.ipynb', 4).cells for o in c.get('outputs', []) if o.output_type == 'error')
+    assert cell.traceback[0].startswith(message) and len(cell.traceback) == 2
+
+
+def test_another_error_keeps_its_traceback(kernel):
+    shown = kernel.run_all(['def divide(x): return 1/x\ndivide(0)'])
+    assert 'ZeroDivisionError' in shown and len(shown.splitlines()) > 5 and 'divide' in shown
