@@ -8,7 +8,7 @@ __all__ = ['FORMATS', 'Group', 'group_by_image', 'open_picture', 'read_image', '
            'evaluation_order']
 
 # %% ../nbs/06_data.ipynb #a8901ffc
-import contextlib, functools, gc, io, os
+import contextlib, functools, gc, io, os, time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -262,15 +262,21 @@ def loader(batches:Batches,   # what to load
 
 def _one_thread(_): torch.set_num_threads(1)
 
+def _let_the_dead_report():
+    "PyTorch tells of a dead worker by a signal, which may come late: let it come now, and nowhere else."
+    with contextlib.suppress(RuntimeError):
+        time.sleep(.1)
+        gc.collect()                       # the dead loader, held by the error until now: it would report again
+
 def workers_alive(function):
     "A `function` with a loop over a loader, in which PyTorch's report that a worker process died becomes `RRNError`."
     @functools.wraps(function)
     def reporting(*args, **kwargs):
         try: return function(*args, **kwargs)
-        except RuntimeError as e:
-            if 'DataLoader worker' not in str(e): raise
-            why = str(e).splitlines()[0]
-        gc.collect()                       # the dead loader, held by the error until now: it would report again, at any later moment
+        except (RuntimeError, ConnectionError, EOFError) as e:          # of the last two, a connection to a worker that is gone
+            if isinstance(e, RuntimeError) and 'DataLoader worker' not in str(e): raise
+            why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        _let_the_dead_report()
         raise RRNError(f"a process that decodes images died ({why}). What was saved is kept: give the same command again, "
                        "with fewer workers if memory was short, or workers=0.")
     return reporting

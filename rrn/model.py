@@ -273,7 +273,7 @@ class FeatureFiles:
     def check_writable(self):
         "`RRNError` if nothing can be kept in the folder: better now than after an epoch."
         try:
-            with whole_file(self.folder/'.about', sync=False) as f: f.write('Feature maps of a frozen CNN. May be deleted.\n')
+            with whole_file(self.folder.parent/'README', sync=False) as f: f.write('Feature maps of frozen CNNs, which may be deleted.\n')
         except OSError as e: raise RRNError(f"feature_cache={self.folder.parent} cannot be used ({e}). Choose a folder that can be written.") from e
 
     def path(self, key):

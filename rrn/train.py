@@ -9,8 +9,8 @@ __all__ = ['LOG', 'RUN_OPTIONS', 'LEAST', 'RELEASED_VOCABULARIES', 'EVALUATION_O
            'Log', 'batch_loss', 'Engine', 'update_step', 'trained_weights', 'gradients', 'team_gradients',
            'make_engine', 'check_finite', 'Plan', 'Reporter', 'sentences_read', 'train', 'check_options',
            'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers', 'open_job', 'make_job', 'open_named',
-           'find_vocabulary', 'make_vocabulary', 'check_before_data', 'check_memory', 'run_job', 'begin', 'empty',
-           'finish', 'reopen', 'blind_job', 'open_run', 'check_weights', 'open_evaluation', 'parse_settings',
+           'find_vocabulary', 'make_vocabulary', 'check_before_data', 'check_memory', 'head_bytes', 'run_job', 'begin',
+           'empty', 'finish', 'reopen', 'blind_job', 'open_run', 'check_weights', 'open_evaluation', 'parse_settings',
            'train_job', 'train_together', 'main']
 
 # %% ../nbs/18_train.ipynb #95ee4d36
@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 import rrn.baselines                  # adds the paper's other systems
 from .core import (RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything, sha256_of, sweep, whole_file,
-                      write_json)
+                      write_json, writing)
 from .backbone import LEVELS, cnn_checksum, rehearse
 from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
 from .evaluate import autocast, evaluate, summary
@@ -170,18 +170,19 @@ class Log:
         kept = read_log(run)
         rows = kept[kept.step <= step].to_dict('records')
         self.rows, self.path = [{k: v for k, v in row.items() if pd.notna(v)} for row in rows], run.log
-        self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1) if team.leads else None
+        with writing(self.path): self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1) if team.leads else None
 
     def add(self, **row):
         "One report; values that are left out stay blank."
         self.rows.append(row)
-        for k, v in row.items() if self.board else ():
-            if k != 'step': self.board.add_scalar(k.replace('val_', 'val/'), v, row['step'])
+        with writing(self.path):
+            for k, v in row.items() if self.board else ():
+                if k != 'step': self.board.add_scalar(k.replace('val_', 'val/'), v, row['step'])
 
     def write(self):
         "Write the log, whole."
         with whole_file(self.path) as f: pd.DataFrame(self.rows, columns=LOG).to_csv(f, index=False, float_format='%.6g')
-        self.board.flush()
+        with writing(self.path): self.board.flush()
 
     def seconds(self):
         "Training time in the rows so far."
@@ -455,12 +456,18 @@ def check_before_data(options:dict, overrides:dict, device):
 
 def check_memory(c:Config):
     "`RRNError` if weights, gradients and moments of the head would not fit into this machine's memory."
-    with torch.device('meta'):
-        head = HEADS[one_of('system', c.system, HEADS)](c, dict.fromkeys(LEVELS, 2048), 10_000, (c.image_size // c.output_stride,) * 2)
-    needed = 16 * sum(p.numel() for p in head.parameters()) + 64 * 4 * c.images_per_batch * c.image_size**2
-    there = psutil.virtual_memory().total
+    needed, there = head_bytes(c) + 64 * 4 * c.images_per_batch * c.image_size**2, psutil.virtual_memory().total
     if needed > there:
-        raise RRNError(f"a network of these sizes needs about {needed / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}. Lower D_Q, D_I, D_S, embed_dim or image_size.")
+        raise RRNError(f"a network of these sizes needs about {needed / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}. "
+                       "Lower D_Q, D_I, D_S, embed_dim or image_size.")
+
+def head_bytes(c:Config) -> float:
+    "What the head's weights, gradients and two moments take; no memory is used to find out."
+    try:
+        with torch.device('meta'):
+            head = HEADS[one_of('system', c.system, HEADS)](c, dict.fromkeys(LEVELS, 2048), 10_000, (c.image_size // c.output_stride,) * 2)
+    except (RuntimeError, OverflowError): return math.inf          # more than can be counted
+    return 16 * sum(p.numel() for p in head.parameters())
 
 # %% ../nbs/18_train.ipynb #71714943
 def run_job(job:Job, **plan) -> pd.DataFrame:
