@@ -11,13 +11,13 @@ __all__ = ['SIDES', 'RELATIONS', 'MARGIN', 'RATIO', 'SMALLEST', 'View', 'Object'
            'main']
 
 # %% ../nbs/24_convert.ipynb #cb91aed8
-import argparse, csv, io, json, os, pickle, re, shutil, sys
+import csv, io, json, os, pickle, re, shutil, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePosixPath
 import numpy as np
-from .core import RRNError, derived_rng, file_bytes, new_folder, one_of, read_json, whole_file, write_json
+from .core import CommandLine, RRNError, derived_rng, file_bytes, new_folder, one_of, read_json, whole_file, write_json
 from .data import open_picture
 from .notebook import progress_bar
 from .refer import IMAGE_FOLDER, CocoMask, Instances, ReferringDataset, by_split, checked_size, field, plain_name, read_refer
@@ -394,7 +394,7 @@ def convert(instances,                  # COCO-format annotations, .json
 # %% ../nbs/24_convert.ipynb #59784519
 def main(argv=None) -> int:
     "Command line of `rrn.convert`; the exit status."
-    parser = argparse.ArgumentParser(prog='python -m rrn.convert', description="Make a data set of your own pictures. See the notebook convert.")
+    parser = CommandLine(prog='python -m rrn.convert', description="Make a data set of your own pictures. See the notebook convert.")
     parser.add_argument('instances', help="annotations in COCO's format, .json")
     parser.add_argument('images', help="folder of the pictures")
     parser.add_argument('out', help="folder of the new data set")

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['CANNOT_WRITE', 'PACKAGES', 'HELD', 'RRNError', 'one_of', 'repo_root', 'assets', 'writing', 'whole_file', 'sweep',
            'write_json', 'file_bytes', 'sha256_of', 'read_json', 'seed_everything', 'derived_rng', 'pick_device',
-           'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool', 'new_folder']
+           'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool', 'new_folder',
+           'CommandLine', 'field_comments', 'settings_help']
 
 # %% ../nbs/00_core.ipynb #94af2275
-import contextlib, difflib, errno, hashlib, importlib.metadata, json, multiprocessing, os, platform, random, re, shutil, subprocess, tempfile, threading, time, traceback, zlib
+import argparse, contextlib, difflib, errno, hashlib, importlib.metadata, inspect, json, multiprocessing, os, platform, random, re, shutil, subprocess, tempfile, threading, time, traceback, zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from pathlib import Path
 import numpy as np
 import psutil
@@ -255,3 +257,23 @@ def new_folder(path):
             os.rename(part/'all', path)
         except OSError as e: raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another disk.") from e
         finally: shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #9c80b1f3
+class CommandLine(argparse.ArgumentParser):
+    "The arguments of a command; a wrong one ends it with status 2 and one line."
+    def __init__(self, *args, **kwargs): super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def error(self, message): self.exit(2, f'error: {message} (see {self.prog} --help)\n')
+
+def field_comments(source:str) -> dict:
+    "Field -> the comment behind it in the source of a dataclass; '' for none."
+    return dict(re.findall(r'^ +(\w+): \w+ = [^#\n]*(?:# *(.*))?$', source, re.M))
+
+def settings_help(*kinds) -> str:
+    "A line for each field of dataclasses: name, default, comment."
+    lines = []
+    for kind in kinds:
+        comments = field_comments(inspect.getsource(kind))
+        for f in fields(kind):
+            setting = f'  {f.name}={f.default}'
+            lines.append(f"{setting:<32}{comments.get(f.name, '')}".rstrip())
+    return '\n'.join(lines)

@@ -10,7 +10,7 @@ __all__ = ['SEVERITIES', 'EXAMPLES', 'TINY', 'SAME', 'MUCH', 'Finding', 'Finding
            'Report', 'report_text', 'root_of', 'examine', 'main']
 
 # %% ../nbs/23_doctor.ipynb #ba3ca42b
-import argparse, hashlib, itertools, sys
+import hashlib, itertools, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pycocotools.mask as coco
-from .core import RRNError, one_of, process_pool, read_json, write_json
+from .core import CommandLine, RRNError, one_of, process_pool, read_json, write_json
 from .data import read_image
 from .notebook import progress_bar
 from .refer import EXPECTED, IMAGE_FOLDER, REFER_SETS, by_split, judge_split, read_instances, ref_samples, safe_load
@@ -354,7 +354,7 @@ def examine(dataset:str,          # a name that `open_dataset` knows, or 'own' f
 # %% ../nbs/23_doctor.ipynb #72da2366
 def main(argv=None) -> int:
     "Command line of `rrn.doctor`; the exit status."
-    parser = argparse.ArgumentParser(prog='python -m rrn.doctor', description="Examine a data set on disk; nothing is changed.")
+    parser = CommandLine(prog='python -m rrn.doctor', description="Examine a data set on disk; nothing is changed.")
     parser.add_argument('dataset', help=', '.join(READERS))
     parser.add_argument('root', nargs='?', default='', help="folder of the data; default data, or where the embedded sets lie")
     parser.add_argument('--workers', type=int, default=0, help="processes that decode pictures")

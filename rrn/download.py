@@ -12,12 +12,12 @@ __all__ = ['BLOCK', 'NETWORK', 'PROGRESS', 'DISK', 'REFER_HOST', 'REFER_TERMS', 
            'install', 'download', 'main']
 
 # %% ../nbs/22_download.ipynb #7f170a5c
-import argparse, errno, gzip, http.client, os, re, shutil, stat, sys, tarfile, time, unicodedata
+import errno, gzip, http.client, os, re, shutil, stat, sys, tarfile, time, unicodedata
 import urllib.error, urllib.parse, urllib.request, zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from .core import RRNError, locked, new_folder, one_of, read_json, sha256_of, sweep, whole_file, write_json
+from .core import CommandLine, RRNError, locked, new_folder, one_of, read_json, sha256_of, sweep, whole_file, write_json
 from .notebook import progress_bar
 from .text import Vocabulary
 
@@ -480,7 +480,7 @@ def download(dataset:str,    # a key of `DATASETS`
 # %% ../nbs/22_download.ipynb #d368f4a3
 def main(argv=None) -> int:
     "Command line of `rrn.download`; the exit status."
-    parser = argparse.ArgumentParser(prog='python -m rrn.download', description="Fetch a data set of the paper. See data/README.md.")
+    parser = CommandLine(prog='python -m rrn.download', description="Fetch a data set of the paper. See data/README.md.")
     parser.add_argument('dataset', help=', '.join(DATASETS))
     parser.add_argument('root', help="folder of the data, such as data")
     parser.add_argument('--timeout', type=float, default=30., help="seconds without a byte that count as broken")

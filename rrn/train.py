@@ -7,7 +7,7 @@ __all__ = ['LOG', 'RUN_OPTIONS', 'LEAST', 'RELEASED_VOCABULARIES', 'EVALUATION_O
            'convolution_weights', 'weight_bytes', 'random_states', 'set_random_states', 'save_checkpoint',
            'checkpoints', 'check_checkpoint', 'restore', 'restore_state', 'check_moments', 'resume_from', 'read_log',
            'Log', 'batch_loss', 'Engine', 'update_step', 'trained_weights', 'gradients', 'team_gradients',
-           'make_engine', 'check_finite', 'Plan', 'Reporter', 'sentences_read', 'train', 'check_options',
+           'make_engine', 'check_finite', 'Plan', 'Reporter', 'sentences_read', 'train', 'RunOptions', 'check_options',
            'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers', 'open_job', 'make_job', 'open_named',
            'find_vocabulary', 'make_vocabulary', 'check_before_data', 'check_memory', 'head_bytes', 'run_job', 'begin',
            'empty', 'finish', 'reopen', 'blind_job', 'open_run', 'check_weights', 'open_evaluation', 'parse_settings',
@@ -15,7 +15,7 @@ __all__ = ['LOG', 'RUN_OPTIONS', 'LEAST', 'RELEASED_VOCABULARIES', 'EVALUATION_O
 
 # %% ../nbs/18_train.ipynb #95ee4d36
 import contextlib, hashlib, io, json, math, os, random, shutil, sys, time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -23,8 +23,8 @@ import psutil
 import safetensors.torch
 import torch
 import rrn.baselines                  # adds the paper's other systems
-from .core import (RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything, sha256_of, sweep, whole_file,
-                      write_json, writing)
+from .core import (CommandLine, RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything,
+                      settings_help, sha256_of, sweep, whole_file, write_json, writing)
 from .backbone import LEVELS, cnn_checksum, rehearse
 from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
 from .evaluate import autocast, evaluate, summary
@@ -330,8 +330,26 @@ def train(model:RRN,
     return read_log(run)
 
 # %% ../nbs/18_train.ipynb #2e966cfa
-RUN_OPTIONS = dict(preset='auto', data_root='', device='auto', run='', folder='', resume=True, on_corrupt='stop', workers=-1, controls=True,
-                   log_every=50, validate_every=1000, save_every=500, feature_cache='', cache_dtype='auto', compile=False)
+@dataclass(frozen=True)
+class RunOptions:
+    "What a training is told besides its configuration; nothing of it is part of what is trained, but for the preset's values."
+    preset: str = 'auto'         # where fields that are not given come from: auto, paper, released, fast, mini, small, ...
+    data_root: str = ''          # folder of the data; '': the project's data/
+    device: str = 'auto'         # auto, cpu, cuda, cuda:1, ...
+    run: str = ''                # name of the run; '': made of what is trained
+    folder: str = ''             # of runs; '': runs/
+    resume: bool = True          # False: forget an earlier run of this name
+    on_corrupt: str = 'stop'     # stop or skip when an image cannot be read
+    workers: int = -1            # processes that decode images; -1: as needed
+    controls: bool = True        # in the notebook: also train and evaluate a model that sees no sentence
+    log_every: int = 50          # updates between rows of the log
+    validate_every: int = 1000   # updates between validations
+    save_every: int = 500        # updates between checkpoints
+    feature_cache: str = ''      # folder to keep a frozen CNN's maps in for other runs; '': none
+    cache_dtype: str = 'auto'    # of those maps: fp32, fp16, bf16; auto: as they are computed
+    compile: bool = False        # compile the network; for long runs on a GPU
+
+RUN_OPTIONS = asdict(RunOptions())
 LEAST = dict(workers=-1, log_every=1, validate_every=1, save_every=1)
 
 def check_options(given:dict, allowed:dict, more=()) -> dict:
@@ -566,6 +584,8 @@ def open_evaluation(**parameters) -> Job:
 def parse_settings(words) -> dict:
     "['lr=1e-3', 'run=x'] as parameters of `open_job`, each of the type that it has there."
     kinds = {f.name: f.type for f in fields(Config)} | {k: type(v) for k, v in RUN_OPTIONS.items()}
+    for word in words:
+        if '=' not in word: raise RRNError(f"{word!r} is no setting; write name=value.")
     given = dict(word.partition('=')[::2] for word in words)
     for name, text in given.items():
         kind, truth = kinds[one_of('parameter', name, kinds)], {'true': True, 'false': False}
@@ -595,7 +615,11 @@ def train_together(parameters:dict) -> dict:
 
 def main(argv=None):
     "`python -m rrn.train [name=value ...]`, or the same behind `accelerate launch -m`."
-    try: rows = train_job(parse_settings(sys.argv[1:] if argv is None else argv))
+    parser = CommandLine(prog='python -m rrn.train', epilog=f"settings, with their defaults:\n{settings_help(RunOptions)}\n\n"
+                         f"configuration, with the paper's values, which presets change:\n{settings_help(Config)}",
+                         description="Train a model and evaluate it on the validation split; the metrics go to standard output as JSON.")
+    parser.add_argument('settings', nargs='*', metavar='name=value', help="see below; for example dataset=unc data_root=data")
+    try: rows = train_job(parse_settings(parser.parse_args(argv).settings))
     except RRNError as e: sys.exit(f'error: {e}')
     if this_team().leads: print(json.dumps(summary(rows), indent=1))
 

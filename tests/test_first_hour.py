@@ -134,3 +134,44 @@ def test_papermill_shows_the_message_and_fails(tmp_path):
 def test_another_error_keeps_its_traceback(kernel):
     shown = kernel.run_all(['def divide(x): return 1/x\ndivide(0)'])
     assert 'ZeroDivisionError' in shown and len(shown.splitlines()) > 5 and 'divide' in shown
+
+# ---- help --------------------------------------------------------------------------------------------------------------------
+
+COMMANDS = sorted(p.stem for p in (REPO/'rrn').glob('*.py') if '__main__' in p.read_text())
+EACH = '''
+import contextlib, io, json, runpy, sys, warnings
+warnings.simplefilter('ignore')
+found = {}
+for module in sys.argv[1:]:
+    for option in ('--help', '--no-such-option'):
+        out, err = io.StringIO(), io.StringIO()
+        sys.argv = [module, option]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try: status = runpy.run_module('rrn.' + module, run_name='__main__') and 0
+            except SystemExit as e: status = e.code
+        found[module + ' ' + option] = [status, out.getvalue(), err.getvalue()]
+print(json.dumps(found))
+'''
+
+
+def test_every_command_has_help_and_refuses_what_it_does_not_know():
+    from dataclasses import fields
+    from rrn.model import Config
+    from rrn.train import RUN_OPTIONS
+    assert {'train', 'download', 'doctor', 'convert', 'benchmark', 'matrix', 'record'} <= set(COMMANDS)
+    found = json.loads(python('-c', EACH, *COMMANDS).stdout)
+    for module in COMMANDS:
+        status, out, err = found[f'{module} --help']
+        assert (status or 0) == 0 and f'usage: python -m rrn.{module}' in out and not err, module
+        status, out, err = found[f'{module} --no-such-option']
+        assert status == 2 and len(err.splitlines()) == 1 and err.startswith('error: '), module
+    told = found['train --help'][1]
+    for name in (*(f.name for f in fields(Config)), *RUN_OPTIONS): assert f'\n  {name}=' in told
+    assert 'lr_end=0.0' in told and 'largest norm of the gradient' in told and 'processes that decode images' in told
+
+
+def test_a_setting_without_a_value_is_refused():
+    from rrn.core import RRNError
+    from rrn.train import parse_settings
+    assert parse_settings(['lr=1e-3', 'run=a=b', 'mirror=True']) == dict(lr=1e-3, run='a=b', mirror=True)
+    with pytest.raises(RRNError, match='name=value'): parse_settings(['lr'])
