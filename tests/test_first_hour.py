@@ -142,12 +142,12 @@ EACH = '''
 import contextlib, io, json, runpy, sys, warnings
 warnings.simplefilter('ignore')
 found = {}
-for module in sys.argv[1:]:
+for module in list(sys.argv[1:]):
     for option in ('--help', '--no-such-option'):
         out, err = io.StringIO(), io.StringIO()
-        sys.argv = [module, option]
+        sys.argv[1:] = [option]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try: status = runpy.run_module('rrn.' + module, run_name='__main__') and 0
+            try: status = runpy.run_module('rrn.' + module, run_name='__main__', alter_sys=True) and 0
             except SystemExit as e: status = e.code
         found[module + ' ' + option] = [status, out.getvalue(), err.getvalue()]
 print(json.dumps(found))
@@ -175,3 +175,23 @@ def test_a_setting_without_a_value_is_refused():
     from rrn.train import parse_settings
     assert parse_settings(['lr=1e-3', 'run=a=b', 'mirror=True']) == dict(lr=1e-3, run='a=b', mirror=True)
     with pytest.raises(RRNError, match='name=value'): parse_settings(['lr'])
+
+
+# ---- started beside the clone ------------------------------------------------------------------------------------------------
+
+BUILD = "import setuptools.build_meta as b, sys; b.build_editable(sys.argv[1])"
+IMPORT = "import site, sys; site.addsitedir(sys.argv[1]); import rrn; print(rrn.__version__, rrn.__file__)"
+
+
+def test_beside_a_clone_called_rrn_the_package_is_imported(tmp_path):
+    "Installed as `uv sync` installs it. A folder without __init__.py must not hide the package."
+    import shutil, zipfile
+    clone, site = tmp_path/'rrn', tmp_path/'site'
+    shutil.copytree(REPO/'rrn', clone/'rrn', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(REPO/name, clone/name)
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    subprocess.run([sys.executable, '-c', BUILD, str(tmp_path)], cwd=clone, env=environment, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob('*.whl'))) as wheel: wheel.extractall(site)
+    for folder in (tmp_path, clone, clone/'rrn'):
+        done = subprocess.run([sys.executable, '-c', IMPORT, str(site)], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.split()[1] == str(clone/'rrn'/'__init__.py'), (folder, done.stderr, done.stdout)
