@@ -195,3 +195,42 @@ def test_beside_a_clone_called_rrn_the_package_is_imported(tmp_path):
     for folder in (tmp_path, clone, clone/'rrn'):
         done = subprocess.run([sys.executable, '-c', IMPORT, str(site)], cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout.split()[1] == str(clone/'rrn'/'__init__.py'), (folder, done.stderr, done.stdout)
+
+
+# ---- opened in JupyterLab ----------------------------------------------------------------------------------------------------
+
+def lab_saves(folder, name, **hook):
+    "Open a notebook through the server's contents API, do to it what JupyterLab does when its kernel has started, and save it."
+    from ipykernel.ipkernel import IPythonKernel
+    from jupyter_server.services.contents.filemanager import FileContentsManager
+    contents = FileContentsManager(root_dir=str(folder), **hook)
+    model = contents.get(f'nbs/{name}')
+    model['content']['metadata']['kernelspec'] = dict(name='python3', display_name='Python 3 (ipykernel)', language='python')
+    model['content']['metadata']['language_info'] = IPythonKernel.language_info
+    contents.save(dict(type='notebook', format='json', content=json.loads(json.dumps(model['content']))), f'nbs/{name}')
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    "A copy of the notebooks with the settings beside them."
+    import shutil
+    shutil.copytree(REPO/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.*'))
+    shutil.copy(REPO/'settings.ini', tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path/'jupyter'))             # where signatures go
+    return tmp_path
+
+
+def differences(opened): return [p.name for p in sorted((opened/'nbs').glob('*.ipynb')) if p.read_bytes() != (REPO/'nbs'/p.name).read_bytes()]
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_what_jupyterlab_changes_is_cleaned_away(opened):
+    from nbdev.clean import clean_jupyter, nbdev_clean
+    names = [p.name for p in (opened/'nbs').glob('*.ipynb')]
+    for name in names: lab_saves(opened, name, pre_save_hook=clean_jupyter)                 # the hook of nbdev_install_hooks
+    assert differences(opened) == []
+    for name in names: lab_saves(opened, name)
+    assert len(differences(opened)) == len(names)
+    nbdev_clean.__wrapped__(str(opened/'nbs'))
+    assert differences(opened) == []
