@@ -89,11 +89,21 @@ def test_the_page_from_its_first_command_to_a_mask(clone):
     assert 'never saw: ()' in told.getvalue()
     Path('data/said.csv').write_text(block('csv'))
     run(convert_said)
+    a_set_without_a_split_to_evaluate_on('zebras')
     settings = [f'{k}={v}' for k, v in (SHORT | cnn()).items()]
     done = subprocess.run([sys.executable, *train_again[1:], *settings], capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(REPO)})
     assert done.returncode == 0, done.stderr
     assert 'zebras val: ' in done.stderr and json.loads(done.stdout[done.stdout.index('{'):])['images'] == 1
     assert 'zebras val' in json.loads((clone/'runs'/'zebras-2'/'metrics.json').read_text())
+
+
+def a_set_without_a_split_to_evaluate_on(run):
+    "Asked for nothing, evaluation leaves out the split of the training, so here it has none."
+    from rrn.convert import convert
+    from rrn.train import open_evaluation
+    convert('data/labels.json', 'data/photos', 'data/all', fractions=(1., 0., 0.), progress=False)
+    with pytest.raises(RRNError, match='splits=train'): open_evaluation(run=run, data_root='data/all')
+    assert open_evaluation(run=run, data_root='data/all', splits='train').splits == ['train']
 
 
 def test_the_page_is_found():
