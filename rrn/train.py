@@ -585,7 +585,7 @@ def parse_settings(words) -> dict:
     "['lr=1e-3', 'run=x'] as parameters of `open_job`, each of the type that it has there."
     kinds = {f.name: f.type for f in fields(Config)} | {k: type(v) for k, v in RUN_OPTIONS.items()}
     for word in words:
-        if '=' not in word: raise RRNError(f"{word!r} is no setting; write name=value.")
+        if '=' not in word: raise RRNError(f"{word!r} should be name=value.")
     given = dict(word.partition('=')[::2] for word in words)
     for name, text in given.items():
         kind, truth = kinds[one_of('parameter', name, kinds)], {'true': True, 'false': False}
