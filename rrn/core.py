@@ -268,12 +268,9 @@ def field_comments(source:str) -> dict:
     "Field -> the comment behind it in the source of a dataclass; '' for none."
     return dict(re.findall(r'^ +(\w+): \w+ = [^#\n]*(?:# *(.*))?$', source, re.M))
 
-def settings_help(*kinds) -> str:
-    "A line for each field of dataclasses: name, default, comment."
-    lines = []
-    for kind in kinds:
-        comments = field_comments(inspect.getsource(kind))
-        for f in fields(kind):
-            setting = f'  {f.name}={f.default}'
-            lines.append(f"{setting:<32}{comments.get(f.name, '')}".rstrip())
-    return '\n'.join(lines)
+def settings_help(kind) -> str:
+    "A line for each field of a dataclass: name, default, comment (without, where there is no source, as in a notebook)."
+    comments = {}
+    with contextlib.suppress(OSError, TypeError): comments = field_comments(inspect.getsource(kind))
+    lines = [f"{f'  {f.name}={f.default}':<32}{comments.get(f.name, '')}" for f in fields(kind)]
+    return '\n'.join(map(str.rstrip, lines))
