@@ -220,7 +220,7 @@ def split_images(images, fractions=(.8, .1, .1), seed:int=0) -> dict:
     return {images[i]: str(name) for i, name in zip(order, names)}
 
 def split_sizes(n:int, fractions) -> np.ndarray:
-    "How many of `n` pictures go to train, val and test. From two pictures on there is one to train on and one to validate on, where these have a part."
+    "How many of `n` pictures go to train, val and test; from two on, one at least to train and one to validate on."
     sizes = np.diff(np.round(np.cumsum((0, *fractions)) * n)).astype(int)
     for split in (0, 1):
         if n > 1 and fractions[split] and not sizes[split]:
@@ -355,8 +355,10 @@ def open_own(root) -> ReferringDataset:
 # %% ../nbs/24_convert.ipynb #03a8e572
 def check_set_name(name:str):
     "`name`, or `RRNError` unless it can be a data set's in records and file names, and is no other set's."
-    if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9_-]{0,40}', name): raise RRNError(f"name={name[:80]!r} cannot be a data set's name: take letters, digits, - and _.")
-    if name != 'own' and (name in READERS or name.startswith('shapes-')): raise RRNError(f"name={name!r} is another data set's; choose a name of its own.")
+    if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9_-]{0,40}', name):
+        raise RRNError(f"name={name[:80]!r} cannot be a data set's name: take letters, digits, - and _.")
+    if name != 'own' and (name in READERS or name.startswith('shapes-')):
+        raise RRNError(f"name={name!r} is another data set's; choose a name of its own.")
     return name
 
 def convert(instances,                  # COCO-format annotations, .json
@@ -384,8 +386,8 @@ def convert(instances,                  # COCO-format annotations, .json
     data, files = only_spoken_of(data, files, said)
     image_of = {a['id']: a['image_id'] for a in data['annotations']}
     split_of = given_splits(said, image_of) if said[0].split else split_images(files, fractions, seed)
-    record = dict(dataset=name, name=layout, by=by, instances=Path(instances).name, sentences=Path(sentences).name if sentences else 'made from the annotations',
-                  seed=seed, fractions=None if said[0].split else list(fractions), images=len(files), written=len(said))
+    record = dict(dataset=name, name=layout, by=by, instances=Path(instances).name,
+                  sentences=Path(sentences).name if sentences else 'made from the annotations', seed=seed, fractions=None if said[0].split else list(fractions), images=len(files), written=len(said))
     with new_folder(out) as root:
         put_together(root, data, files, ref_entries(said, data, split_of), record, link, progress)
         read_refer(root, layout, by)                                  # what cannot be read back is not left behind

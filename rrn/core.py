@@ -9,7 +9,8 @@ __all__ = ['CANNOT_WRITE', 'PACKAGES', 'HELD', 'RRNError', 'one_of', 'repo_root'
            'CommandLine', 'field_comments', 'settings_help']
 
 # %% ../nbs/00_core.ipynb #94af2275
-import argparse, contextlib, difflib, errno, hashlib, importlib.metadata, inspect, json, multiprocessing, os, platform, random, re, shutil, subprocess, tempfile, threading, time, traceback, zlib
+import argparse, contextlib, difflib, errno, hashlib, importlib.metadata, inspect, json, multiprocessing, os, platform
+import random, re, shutil, subprocess, tempfile, threading, time, traceback, zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
@@ -27,7 +28,8 @@ class RRNError(ValueError):
         "What IPython shows in place of a page of frames: the message, and in one line the way to it."
         frames = [f for f in traceback.extract_tb(self.__traceback__) if f.name != 'run_code']
         way = ' > '.join(f'line {f.lineno} of the cell' if f.name == '<module>' else f.name for f in frames)
-        return [f'RRNError: {self}', f'(at {way}: {Path(frames[-1].filename).name}, line {frames[-1].lineno})' if frames else '']
+        last = f': {Path(frames[-1].filename).name}, line {frames[-1].lineno}' if frames else ''
+        return [f'RRNError: {self}', f'(at {way}{last})']
 
 # %% ../nbs/00_core.ipynb #d63f66c9
 def one_of(name:str,          # what is being chosen, for the message
@@ -261,7 +263,9 @@ def new_folder(path):
 # %% ../nbs/00_core.ipynb #9c80b1f3
 class CommandLine(argparse.ArgumentParser):
     "The arguments of a command; a wrong one ends it with status 2 and one line."
-    def __init__(self, *args, **kwargs): super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
     def error(self, message): self.exit(2, f'error: {message} (see {self.prog} --help)\n')
 
 def field_comments(source:str) -> dict:
@@ -269,7 +273,7 @@ def field_comments(source:str) -> dict:
     return dict(re.findall(r'^ +(\w+): \w+ = [^#\n]*(?:# *(.*))?$', source, re.M))
 
 def settings_help(kind) -> str:
-    "A line for each field of a dataclass: name, default, comment (without, where there is no source, as in a notebook)."
+    "A line for each field of a dataclass: name, default, comment (none where there is no source, as in a notebook)."
     comments = {}
     with contextlib.suppress(OSError, TypeError): comments = field_comments(inspect.getsource(kind))
     lines = [f"{f'  {f.name}={f.default}':<32}{comments.get(f.name, '')}" for f in fields(kind)]

@@ -12,25 +12,27 @@ from .core import RRNError, one_of
 from tqdm.std import tqdm
 
 # %% ../nbs/00_notebook.ipynb #8d413abf
-DEFAULTS, INJECTED = '# Parameters:', '# Parameters'        # first lines of the tagged cell (then any text), and of papermill's
+DEFAULTS, INJECTED = '# Parameters:', '# Parameters'      # how the tagged cell begins; papermill's first line
 
 def parameter_cells(history    # sources of the cells that ran, oldest first
                    ) -> tuple:
-    "(the cell of defaults that ran last, papermill's cell that ran last after it or ''). `RRNError` if no cell of defaults ran."
+    "(the cell of defaults that ran last, papermill's that ran last after it or ''). `RRNError` if there is none."
     first_lines = [source.strip().partition('\n')[0].strip() for source in history]
     tagged = [i for i, line in enumerate(first_lines) if line.startswith(DEFAULTS)]
-    if not tagged: raise RRNError(f"no cell of parameters has been run; it begins with {DEFAULTS!r}. Run the notebook from its first cell.")
+    if not tagged:
+        raise RRNError(f"no cell of parameters has been run; it begins with {DEFAULTS!r}. Run the notebook from the start.")
     injected = [i for i, line in enumerate(first_lines) if line == INJECTED and i > tagged[-1]]
     return history[tagged[-1]], history[injected[-1]] if injected else ''
 
 # %% ../nbs/00_notebook.ipynb #91e34094
 def assigned(source:str) -> dict:
-    "Name -> its literal value (None for anything else) of all that a cell assigns at its top level; {} for what is no Python."
+    "Name -> its literal value (None for anything else) of all that a cell assigns at its top level."
     found = {}
     with contextlib.suppress(SyntaxError):
         for node in ast.parse(source).body:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-            found |= {t.id: literal(node.value) for t in targets if isinstance(t, ast.Name)}
+            targets = getattr(node, 'targets', [getattr(node, 'target', None)])        # of a = b = 1, or of a: int = 1
+            if isinstance(node, (ast.Assign, ast.AnnAssign)):
+                found |= {t.id: literal(node.value) for t in targets if isinstance(t, ast.Name)}
     return found
 
 def literal(node):
@@ -41,12 +43,13 @@ def literal(node):
 # %% ../nbs/00_notebook.ipynb #069db3c9
 class Parameters(dict):
     "Parameters by name; one that the cell of parameters lacks raises `RRNError`."
-    def __missing__(self, name): raise RRNError(f"the cell of parameters lacks {name!r}, which the notebook needs. It has: {', '.join(self)}.")
+    def __missing__(self, name):
+        raise RRNError(f"the cell of parameters lacks {name!r}, which the notebook needs. It has: {', '.join(self)}.")
 
 def notebook_parameters(namespace:dict,         # `globals()` of the notebook
-                        others:bool=False       # whether names that the cell of defaults lacks may be given; the caller checks them
+                        others:bool=False       # whether names that the cell lacks may be given; the caller checks them
                        ) -> Parameters:
-    "The parameters of a driver notebook as they are now. `RRNError` for a name that is not known, or a value of another type than its default's."
+    "The parameters of a driver notebook as they are now. `RRNError` for an unknown name, or a value of a wrong type."
     defaults, given = map(assigned, parameter_cells(namespace.get('_ih', [])))
     if not others:
         for name in given: one_of('parameter', name, defaults)
@@ -72,7 +75,7 @@ class KernelBar(tqdm):
     "A bar in a notebook: one output, updated in place."
     monitor_interval = 0
     handle = None
-    def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs | dict(file=io.StringIO()))
+    def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs | dict(file=io.StringIO(), ascii=False))
 
     def display(self, msg=None, pos=None):
         from IPython.display import display             # there, for this is a kernel
@@ -104,4 +107,5 @@ def progress_bar(items=None,          # to go through; None: call `update` on th
                 ):
     "A bar over `items` for where this runs: a notebook, a terminal or a file."
     kind = KernelBar if kernel_shell() else tqdm if sys.stderr.isatty() else LogBar
-    return kind(items, desc=desc or None, total=total, disable=not shown, **dict(mininterval=1, ncols=None if kind is tqdm else 120) | more)
+    width = None if kind is tqdm else 120                # a terminal has its own
+    return kind(items, desc=desc or None, total=total, disable=not shown, **dict(mininterval=1, ncols=width) | more)

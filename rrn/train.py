@@ -332,8 +332,8 @@ def train(model:RRN,
 # %% ../nbs/18_train.ipynb #2e966cfa
 @dataclass(frozen=True)
 class RunOptions:
-    "What a training is told besides its configuration; nothing of it is part of what is trained, but for the preset's values."
-    preset: str = 'auto'         # where fields that are not given come from: auto, paper, released, fast, mini, small, ...
+    "What a training is told besides its configuration."
+    preset: str = 'auto'         # where other fields come from: auto, paper, released, fast, mini, small, ...
     data_root: str = ''          # folder of the data; '': the project's data/
     device: str = 'auto'         # auto, cpu, cuda, cuda:1, ...
     run: str = ''                # name of the run; '': made of what is trained
@@ -398,8 +398,10 @@ class Job:
     def scored_on(self) -> str:
         "What the metrics after training are about, in words."
         split = self.validation_split(); some = self.samples(split)
-        why = '' if split == 'val' else f"There is no split val. Scores are those of {split}{', which it was trained on' if split == self.config.split else ''}. "
-        return f"{why}{self.dataset.name} {split}: {len(some):,} expressions about {len({s.image_id for s in some}):,} pictures."
+        what = f"{self.dataset.name} {split}: {len(some):,} expressions about {len({s.image_id for s in some}):,} pictures."
+        if split == 'val': return what
+        trained = ', which it was trained on' if split == self.config.split else ''
+        return f"There is no split val. Scores are those of {split}{trained}. {what}"
 
 def make_reader(c:Config, vocabulary, on_corrupt='stop') -> Reader:
     "The reader that a configuration asks for."
@@ -433,7 +435,8 @@ def make_job(config:Config, dataset, options:dict, device) -> Job:
     seed_everything(config.seed)
     model = RRN(config, len(vocabulary))
     identity = identity_of(model, vocabulary, dataset.samples(config.split))
-    run = Run(runs_folder(options['folder'])/check_name(options['run'] or run_name(replace(config, dataset=dataset.name))))
+    name = options['run'] or run_name(replace(config, dataset=dataset.name))
+    run = Run(runs_folder(options['folder'])/check_name(name))
     if options['resume']: check_same(run, config, identity)
     return Job(config, dataset, vocabulary, model.on(device), run, options, identity)
 
@@ -575,7 +578,8 @@ def open_evaluation(**parameters) -> Job:
     asked = [s for s in options['splits'].replace(' ', '').split(',') if s]
     job.label = options['label'] or dataset.name
     job.splits = asked or [s for s in dataset.splits if s != model.config.split]
-    if not job.splits: raise RRNError(f"data set {dataset.name} has no split but {model.config.split}, which the run was trained on. To evaluate on that: splits={model.config.split}.")
+    if not job.splits:
+        raise RRNError(f"data set {dataset.name} has no split but that of the training. To evaluate on it: splits={model.config.split}.")
     images = {x.image for s in job.splits for x in dataset.samples(s)}
     options['workers'] = pick_workers(options['workers'], len(images), model.config.image_size, job.device.type == 'cuda')
     return job
@@ -617,8 +621,8 @@ def main(argv=None):
     "`python -m rrn.train [name=value ...]`, or the same behind `accelerate launch -m`."
     parser = CommandLine(prog='python -m rrn.train', epilog=f"settings, with their defaults:\n{settings_help(RunOptions)}\n\n"
                          f"configuration, with the paper's values, which presets change:\n{settings_help(Config)}",
-                         description="Train a model and evaluate it on the validation split; the metrics go to standard output as JSON.")
-    parser.add_argument('settings', nargs='*', metavar='name=value', help="see below; for example dataset=unc data_root=data")
+                         description="Train a model and evaluate it on the validation split; prints the metrics as JSON.")
+    parser.add_argument('settings', nargs='*', metavar='name=value', help="see below; such as dataset=unc data_root=data")
     try: rows = train_job(parse_settings(parser.parse_args(argv).settings))
     except RRNError as e: sys.exit(f'error: {e}')
     if this_team().leads: print(json.dumps(summary(rows), indent=1))
