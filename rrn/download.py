@@ -12,13 +12,13 @@ __all__ = ['BLOCK', 'NETWORK', 'PROGRESS', 'DISK', 'REFER_HOST', 'REFER_TERMS', 
            'install', 'download', 'main']
 
 # %% ../nbs/22_download.ipynb #7f170a5c
-import argparse, errno, gzip, http.client, os, re, shutil, stat, sys, tarfile, time, unicodedata
+import errno, gzip, http.client, os, re, shutil, stat, sys, tarfile, time, unicodedata
 import urllib.error, urllib.parse, urllib.request, zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from tqdm import tqdm
-from .core import RRNError, locked, new_folder, one_of, read_json, sha256_of, sweep, whole_file, write_json
+from .core import CommandLine, RRNError, locked, new_folder, one_of, read_json, sha256_of, sweep, whole_file, write_json
+from .notebook import progress_bar
 from .text import Vocabulary
 
 # %% ../nbs/22_download.ipynb #ca3c08a4
@@ -144,7 +144,7 @@ def blocks_of(response, length):
 
 def store(response, part:Part, first:int, total, terms:Terms, name:str):
     "Append an answer's bytes to what is there up to `first`; `Broken` if there are fewer than announced."
-    with open(part.data, 'ab') as f, tqdm(total=total, initial=first, unit='B', unit_scale=True, desc=name, disable=not terms.progress) as bar:
+    with open(part.data, 'ab') as f, progress_bar(desc=name, total=total, shown=terms.progress, initial=first, unit='B', unit_scale=True) as bar:
         f.truncate(first)
         got = first
         for block in blocks_of(response, None if total is None else total - first):
@@ -351,7 +351,7 @@ class Budget:
 def pour_out(archive, folder, inside:str, budget:Budget, progress:bool):
     "Write the members below `inside` to `folder`, which exists; `RRNError` if there are none."
     wanted, written = PurePosixPath(inside).parts, 0
-    for name, kind, opened in tqdm(members_of(archive, budget.bytes), desc=f'unpacking {Path(archive).name}', disable=not progress, mininterval=1):
+    for name, kind, opened in progress_bar(members_of(archive, budget.bytes), f'unpacking {Path(archive).name}', shown=progress):
         path = member_path(name)
         budget.admit(path, kind)
         if kind == 'folder' or path.parts[:len(wanted)] != wanted or path.parts == wanted: continue
@@ -480,7 +480,7 @@ def download(dataset:str,    # a key of `DATASETS`
 # %% ../nbs/22_download.ipynb #d368f4a3
 def main(argv=None) -> int:
     "Command line of `rrn.download`; the exit status."
-    parser = argparse.ArgumentParser(prog='python -m rrn.download', description="Fetch a data set of the paper. See data/README.md.")
+    parser = CommandLine(prog='python -m rrn.download', description="Fetch a data set of the paper. See data/README.md.")
     parser.add_argument('dataset', help=', '.join(DATASETS))
     parser.add_argument('root', help="folder of the data, such as data")
     parser.add_argument('--timeout', type=float, default=30., help="seconds without a byte that count as broken")

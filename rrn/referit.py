@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MASK_KEY', 'MAT_NUMBERS', 'MAT_MATRIX', 'MAT_COMPRESSED', 'MAT_CLASSES', 'READERS', 'mat_elements', 'mat_matrix',
            'mat_matrices', 'MatMask', 'region_ids', 'region_samples', 'read_table', 'read_split', 'read_referit',
-           'register_dataset', 'check_pictures', 'open_dataset']
+           'opener_in', 'register_dataset', 'check_pictures', 'open_dataset']
 
 # %% ../nbs/03_referit.ipynb #70dbc8b1
-import re, struct, zlib
+import importlib, re, struct, zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -133,7 +133,11 @@ def read_referit(root    # folder that holds referit/
     return ReferringDataset('referit', Path(root), {s: found[s] for s in ('train', 'val', 'trainval', 'test') if found[s]})
 
 # %% ../nbs/03_referit.ipynb #afd5b8f9
-READERS = {name: partial(open_refer, name) for name in REFER_SETS} | {'referit': read_referit}
+def opener_in(module:str, name:str):
+    "The opener `name` of a module that is imported when a set is opened: a set is known before its module is."
+    return lambda root: getattr(importlib.import_module(module), name)(root)
+
+READERS = {name: partial(open_refer, name) for name in REFER_SETS} | {'referit': read_referit, 'own': opener_in('rrn.convert', 'open_own')}
 
 def register_dataset(name:str,   # what users will call it
                      opener      # function of a root folder that returns a `ReferringDataset`

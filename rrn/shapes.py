@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 from scipy.io import savemat
-from tqdm import tqdm
 from .core import derived_rng, locked, one_of, process_pool, repo_root, whole_file, write_json, writing
+from .notebook import progress_bar
 from .refer import ReferringDataset, by_split, read_refer
 from .referit import read_referit, register_dataset
 
@@ -437,7 +437,7 @@ REFER_FILES = {'unc': ('refcoco', 'unc'), 'unc+': ('refcoco+', 'unc'), 'gref': (
 def in_workers(function, tasks, what, workers=None):
     "`function` over `tasks`, in order, with a progress bar; in worker processes unless `workers` is 1."
     workers = workers or min(8, os.cpu_count() or 1)
-    bar = partial(tqdm, total=len(tasks), desc=what, mininterval=1, ncols=90)
+    bar = partial(progress_bar, desc=what, total=len(tasks))
     if workers == 1: return list(bar(map(function, tasks)))
     with process_pool(workers) as pool:
         return list(bar(pool.map(function, tasks, chunksize=16)))

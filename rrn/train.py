@@ -7,7 +7,7 @@ __all__ = ['LOG', 'RUN_OPTIONS', 'LEAST', 'RELEASED_VOCABULARIES', 'EVALUATION_O
            'convolution_weights', 'weight_bytes', 'random_states', 'set_random_states', 'save_checkpoint',
            'checkpoints', 'check_checkpoint', 'restore', 'restore_state', 'check_moments', 'resume_from', 'read_log',
            'Log', 'batch_loss', 'Engine', 'update_step', 'trained_weights', 'gradients', 'team_gradients',
-           'make_engine', 'check_finite', 'Plan', 'Reporter', 'sentences_read', 'train', 'check_options',
+           'make_engine', 'check_finite', 'Plan', 'Reporter', 'sentences_read', 'train', 'RunOptions', 'check_options',
            'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers', 'open_job', 'make_job', 'open_named',
            'find_vocabulary', 'make_vocabulary', 'check_before_data', 'check_memory', 'head_bytes', 'run_job', 'begin',
            'empty', 'finish', 'reopen', 'blind_job', 'open_run', 'check_weights', 'open_evaluation', 'parse_settings',
@@ -15,22 +15,22 @@ __all__ = ['LOG', 'RUN_OPTIONS', 'LEAST', 'RELEASED_VOCABULARIES', 'EVALUATION_O
 
 # %% ../nbs/18_train.ipynb #95ee4d36
 import contextlib, hashlib, io, json, math, os, random, shutil, sys, time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
 import safetensors.torch
 import torch
-from tqdm import tqdm
 import rrn.baselines                  # adds the paper's other systems
-from .core import (RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything, sha256_of, sweep, whole_file,
-                      write_json, writing)
+from .core import (CommandLine, RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything,
+                      settings_help, sha256_of, sweep, whole_file, write_json, writing)
 from .backbone import LEVELS, cnn_checksum, rehearse
 from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
 from .evaluate import autocast, evaluate, summary
 from .loss import segmentation_loss
 from .model import HEADS, Config, RRN, feature_cache, preset
+from .notebook import progress_bar
 from .optim import AdamTF, l2_penalty, polynomial_lr
 from .pretrained import find_weights
 from .record import (COUNTED, Run, add_metrics, check_name, check_same, find_run, finish_record, identity_differences, identity_of, keep_notebook, papermill_output,
@@ -312,7 +312,7 @@ def train(model:RRN,
     team.wait()                                                # nobody writes before all have read
     log = Log(run, start, team); reporter = Reporter(log, order, c)
     batches = loader(Batches(reader, order, mirror=c.mirror, team=team), range(start, end), plan.workers, pin=device.type == 'cuda')
-    bar = tqdm(batches, desc='training', total=c.iterations, initial=start, mininterval=5, ncols=120, disable=not team.leads)
+    bar = progress_bar(batches, 'training', c.iterations, team.leads, initial=start)
     cache = feature_cache(model, len(order.groups), plan.remember, plan.feature_cache, plan.cache_dtype)
     engine = make_engine(model, cache, team, plan.compile)
     model.train()
@@ -330,8 +330,26 @@ def train(model:RRN,
     return read_log(run)
 
 # %% ../nbs/18_train.ipynb #2e966cfa
-RUN_OPTIONS = dict(preset='auto', data_root='', device='auto', run='', folder='', resume=True, on_corrupt='stop', workers=-1, controls=True,
-                   log_every=50, validate_every=1000, save_every=500, feature_cache='', cache_dtype='auto', compile=False)
+@dataclass(frozen=True)
+class RunOptions:
+    "What a training is told besides its configuration."
+    preset: str = 'auto'         # where other fields come from: auto, paper, released, fast, mini, small, ...
+    data_root: str = ''          # folder of the data; '': the project's data/
+    device: str = 'auto'         # auto, cpu, cuda, cuda:1, ...
+    run: str = ''                # name of the run; '': made of what is trained
+    folder: str = ''             # of runs; '': runs/
+    resume: bool = True          # False: forget an earlier run of this name
+    on_corrupt: str = 'stop'     # stop or skip when an image cannot be read
+    workers: int = -1            # processes that decode images; -1: as needed
+    controls: bool = True        # in the notebook: also train and evaluate a model that sees no sentence
+    log_every: int = 50          # updates between rows of the log
+    validate_every: int = 1000   # updates between validations
+    save_every: int = 500        # updates between checkpoints
+    feature_cache: str = ''      # folder to keep a frozen CNN's maps in for other runs; '': none
+    cache_dtype: str = 'auto'    # of those maps: fp32, fp16, bf16; auto: as they are computed
+    compile: bool = False        # compile the network; for long runs on a GPU
+
+RUN_OPTIONS = asdict(RunOptions())
 LEAST = dict(workers=-1, log_every=1, validate_every=1, save_every=1)
 
 def check_options(given:dict, allowed:dict, more=()) -> dict:
@@ -377,6 +395,14 @@ class Job:
 
     def validation_split(self): return 'val' if 'val' in self.dataset.splits else self.dataset.splits[-1]
 
+    def scored_on(self) -> str:
+        "What the metrics after training are about, in words."
+        split = self.validation_split(); some = self.samples(split)
+        what = f"{self.dataset.name} {split}: {len(some):,} expressions about {len({s.image_id for s in some}):,} pictures."
+        if split == 'val': return what
+        trained = ', which it was trained on' if split == self.config.split else ''
+        return f"There is no split val. Scores are those of {split}{trained}. {what}"
+
 def make_reader(c:Config, vocabulary, on_corrupt='stop') -> Reader:
     "The reader that a configuration asks for."
     return Reader(vocabulary, c.image_size, c.max_words, c.protocol, on_corrupt)
@@ -409,7 +435,8 @@ def make_job(config:Config, dataset, options:dict, device) -> Job:
     seed_everything(config.seed)
     model = RRN(config, len(vocabulary))
     identity = identity_of(model, vocabulary, dataset.samples(config.split))
-    run = Run(runs_folder(options['folder'])/check_name(options['run'] or run_name(config)))
+    name = options['run'] or run_name(replace(config, dataset=dataset.name))
+    run = Run(runs_folder(options['folder'])/check_name(name))
     if options['resume']: check_same(run, config, identity)
     return Job(config, dataset, vocabulary, model.on(device), run, options, identity)
 
@@ -551,6 +578,8 @@ def open_evaluation(**parameters) -> Job:
     asked = [s for s in options['splits'].replace(' ', '').split(',') if s]
     job.label = options['label'] or dataset.name
     job.splits = asked or [s for s in dataset.splits if s != model.config.split]
+    if not job.splits:
+        raise RRNError(f"data set {dataset.name} has no split but that of the training. To evaluate on it: splits={model.config.split}.")
     images = {x.image for s in job.splits for x in dataset.samples(s)}
     options['workers'] = pick_workers(options['workers'], len(images), model.config.image_size, job.device.type == 'cuda')
     return job
@@ -559,6 +588,8 @@ def open_evaluation(**parameters) -> Job:
 def parse_settings(words) -> dict:
     "['lr=1e-3', 'run=x'] as parameters of `open_job`, each of the type that it has there."
     kinds = {f.name: f.type for f in fields(Config)} | {k: type(v) for k, v in RUN_OPTIONS.items()}
+    for word in words:
+        if '=' not in word: raise RRNError(f"{word!r} should be name=value.")
     given = dict(word.partition('=')[::2] for word in words)
     for name, text in given.items():
         kind, truth = kinds[one_of('parameter', name, kinds)], {'true': True, 'false': False}
@@ -571,8 +602,9 @@ def train_job(parameters:dict) -> pd.DataFrame:
     job = open_job(**parameters)
     run_job(job)
     split = job.validation_split()
+    if this_team().leads: print(job.scored_on(), file=sys.stderr)
     rows = evaluate(job.model, job.samples(split), job.reader(), progress='evaluating')
-    if this_team().leads: add_metrics(job.run, f'{job.config.dataset} {split}', rows, job.config.protocol, job.samples(split))
+    if this_team().leads: add_metrics(job.run, f'{job.dataset.name} {split}', rows, job.config.protocol, job.samples(split))
     return rows
 
 def train_together(parameters:dict) -> dict:
@@ -587,7 +619,11 @@ def train_together(parameters:dict) -> dict:
 
 def main(argv=None):
     "`python -m rrn.train [name=value ...]`, or the same behind `accelerate launch -m`."
-    try: rows = train_job(parse_settings(sys.argv[1:] if argv is None else argv))
+    parser = CommandLine(prog='python -m rrn.train', epilog=f"settings, with their defaults:\n{settings_help(RunOptions)}\n\n"
+                         f"configuration, with the paper's values, which presets change:\n{settings_help(Config)}",
+                         description="Train a model and evaluate it on the validation split; prints the metrics as JSON.")
+    parser.add_argument('settings', nargs='*', metavar='name=value', help="see below; such as dataset=unc data_root=data")
+    try: rows = train_job(parse_settings(parser.parse_args(argv).settings))
     except RRNError as e: sys.exit(f'error: {e}')
     if this_team().leads: print(json.dumps(summary(rows), indent=1))
 
