@@ -4,6 +4,7 @@ import json
 import pickle
 import struct
 import zlib
+import numpy as np
 from PIL import Image
 
 FEW = dict(ref_id=0, ann_id=1, image_id=9, category_id=24, split='train', file_name='x', sent_ids=[0])
@@ -97,3 +98,50 @@ MATRICES = {
     'zeros': lambda: MAT + _element(15, _zeros(300 << 20)),
     'elements': lambda: MAT + _element(15, zlib.compress(_element(14, struct.pack('<II', 9, 0) * (1 << 17)), 9)),
     'often': lambda: MAT + _element(15, zlib.compress(b'')[:3]) * 50_000}
+
+# ---- weights ----------------------------------------------------------------------------------------------------------------
+
+
+def snappy() -> bytes:
+    "A packed block that begins with 8 MB and copies 64 bytes from its start 150,000 times."
+    def number(n): return b'' if n is None else bytes([n & 127 | 128]) + number(n >> 7) if n > 127 else bytes([n])
+    start, copy = 8 << 20, 63 << 2 | 3
+    copies = b''.join(bytes([copy]) + struct.pack('<I', start + 64*i) for i in range(150_000))
+    return number(start + 64*150_000) + bytes([63 << 2]) + struct.pack('<I', start - 1) + bytes(start) + copies
+
+
+def long_keys() -> bytes:
+    "A block of a table in which 60,000 keys begin with the same 100,000 letters."
+    begin, again = b'\0\xa0\x8d\x06\0' + b'a' * 100_000, b'\xa0\x8d\x06\1\0b'
+    return begin + again * 60_000 + struct.pack('<II', 0, 1)
+
+
+class Filled:
+    "An array in a pickle, made by a function of NumPy with these arguments and this state."
+    def __init__(self, function, arguments, *state): self.how = function, arguments, *state
+    def __reduce__(self): return self.how
+
+
+def npy(layers) -> bytes:
+    "A .npy file that holds a dictionary of layers."
+    file = io.BytesIO(); np.lib.format.write_array_header_1_0(file, dict(descr='|O', fortran_order=False, shape=()))
+    make = np.array(0).__reduce__()[0]
+    return file.getvalue() + pickle.dumps(Filled(make, (np.ndarray, (0,), b'b'), (1, (), np.dtype('O'), False, [layers])), 3)
+
+
+def filled(raw, count=30_000) -> bytes:
+    "Layers that are all filled with the same state."
+    make, state = np.array(0).__reduce__()[0], (1, (len(raw) if isinstance(raw, bytes) else 0,), np.dtype('u1'), False, raw)
+    return npy({f'{i}': [Filled(make, (np.ndarray, (0,), b'b'), state)] for i in range(count)})
+
+
+def deep_type() -> bytes:
+    "An array whose type is a list of lists of lists, each twice the same."
+    code = 'f4'
+    for _ in range(60): code = [code, code]
+    return npy({'a': [Filled(np.dtype, (code,))]})
+
+
+NPY = {'raw': lambda: filled(bytes(1 << 20)), 'length': lambda: filled(1 << 34, 1), 'type': deep_type,
+       'names': lambda: npy({f'{i}': leaves for i, leaves in enumerate([[np.ones(1 << 18, np.float32)]] * 30_000)}),
+       'long': lambda: npy({'a' * 500_000: {f'{i}': a for i, a in enumerate([np.ones(1)] * 30_000)}})}

@@ -19,7 +19,9 @@ from rrn.predict import Predictor, as_rgb
 from rrn.refer import CocoMask, read_instances, read_refer, safe_load
 from rrn.referit import MatMask
 from rrn.text import Vocabulary
+from rrn.weights import entries, read_checkpoint, unsnap
 from test_fuzz import INSTANCES, refer_layout
+from test_weights import write_v2
 
 MORE, PATIENCE = 1 << 30, 60          # bytes that a process may claim, seconds; a refusal takes neither
 
@@ -117,6 +119,29 @@ def test_a_mask_unpacks_to_no_more_than_a_mask(tmp_path, name):
     content = bombs.MATRICES[name]()
     (tmp_path/'7_1.mat').write_bytes(content)
     refuses(MatMask(tmp_path/'7_1.mat', 4000, 4000).decode, content, times=100, free=150 << 20)
+
+
+@pytest.mark.parametrize('name', bombs.NPY)
+def test_arrays_of_a_pickle_are_paid_for(tmp_path, name):
+    content = bombs.NPY[name]()
+    (tmp_path/'m.npy').write_bytes(content)
+    refuses(lambda: read_checkpoint(tmp_path/'m.npy'), content, free=80 << 20)
+
+
+def test_a_packed_block_copies_no_more_than_it_needs():
+    content = bombs.snappy()
+    assert cost(lambda: unsnap(content))[0] == 'read'
+
+
+def test_keys_of_a_table_do_not_grow():
+    content = bombs.long_keys()
+    refuses(lambda: dict(entries(content)), content)
+
+
+def test_arrays_of_a_checkpoint_do_not_share_their_bytes(tmp_path):
+    again = lambda e: e.update({b'n%d' % i: e[b'a'] for i in range(3000)})
+    write_v2(tmp_path/'m', {'a': np.zeros(1 << 19, np.float32)}, change=again)
+    refuses(lambda: read_checkpoint(tmp_path/'m'), bytes(2 << 20))
 
 
 # ---- photographs as people have them ---------------------------------------------------------------------------------------
