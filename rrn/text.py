@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import torch
-from .core import RRNError, file_bytes, one_of, whole_file
+from .core import RRNError, as_path, file_bytes, one_of, whole_file
 
 # %% ../nbs/01_text.ipynb #dddff94a
 def split_words(sentence:str) -> list:
@@ -116,7 +116,7 @@ def vocabulary_from_file(path,                       # text file, one word a lin
 
 def save_vocabulary(self, path):
     "Write one word a line, whole or not at all. The tokenizer is not in the file; `to_dict` has both."
-    with whole_file(path, 'wb') as f: f.write(''.join(f'{w}\n' for w in self.words).encode('utf-8'))
+    with whole_file(as_path(path), 'wb') as f: f.write(''.join(f'{w}\n' for w in self.words).encode('utf-8'))
 
 Vocabulary.from_file, Vocabulary.save = staticmethod(vocabulary_from_file), save_vocabulary
 

@@ -1,4 +1,5 @@
 "Small files that ask for hours or gigabytes; pictures as people have them. Each bomb is read in a process with little memory and an alarm."
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -12,12 +13,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 import bombs
-from rrn.core import RRNError, seed_everything
+from rrn import shapes
+from rrn.core import RRNError, derived_rng, read_json, seed_everything
 from rrn.data import read_image
 from rrn.model import RRN, preset
 from rrn.predict import Predictor, as_rgb
 from rrn.refer import CocoMask, read_instances, read_refer, safe_load
-from rrn.referit import MatMask
+from rrn.referit import MatMask, open_dataset, read_table
+from rrn.shapes import KINDS, VERSION, describe, draw_scene, ensure, stamp_file
 from rrn.text import Vocabulary
 from rrn.weights import entries, read_checkpoint, unsnap
 from test_fuzz import INSTANCES, refer_layout
@@ -203,3 +206,77 @@ def test_new_words_are_named_once():
         assert predictor.predict('zorb').unknown == ('zorb',)
         predictor.predict('red ring')
     with pytest.warns(UserWarning, match="'green'"): predictor.predict('green zorb')
+
+
+# ---- embedded scenes that are kept -----------------------------------------------------------------------------------------
+
+TINY = dict(sizes={'train': 1, 'val': 1, 'testA': 1, 'testB': 1}, workers=1)
+
+
+def content(folder): return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file() and p.name != '.lock'}
+
+
+@pytest.mark.parametrize('kind', ['unc', 'referit'])
+def test_scenes_are_those_that_are_asked_for(tmp_path, kind, monkeypatch):
+    root = tmp_path/'set'
+    first = content(ensure(kind, root, seed=1, **TINY))
+    monkeypatch.setattr(shapes, 'in_workers', lambda *a: pytest.fail('drawn again'))
+    for how in ({}, TINY, dict(seed=1), dict(seed=1, **TINY)): assert ensure(kind, root, **how) == root
+    monkeypatch.undo()
+    second = content(ensure(kind, root, seed=2, **TINY))
+    assert second.keys() != first.keys() or second != first
+    assert content(ensure(kind, root, seed=1, **TINY)) == first                                 # and nothing of the other is left
+    monkeypatch.setattr(shapes, 'VERSION', 99)
+    assert read_json(stamp_file(ensure(kind, root, workers=1), PARTS_OF[kind]))['version'] == 99      # by its own seed and sizes
+    monkeypatch.undo()
+    assert content(ensure(kind, root, workers=1)) == first
+
+
+PARTS_OF = {'unc': 'refer', 'referit': 'referit'}
+
+
+@pytest.mark.parametrize('kind', ['unc', 'referit'])
+def test_a_half_drawn_set_is_drawn_anew(tmp_path, kind, monkeypatch):
+    root, real = tmp_path/'set', shapes.write_json
+    def die(path, value):
+        if getattr(value, 'get', lambda *_: None)('whole'): raise KeyboardInterrupt
+        real(path, value)
+    monkeypatch.setattr(shapes, 'write_json', die)
+    with pytest.raises(KeyboardInterrupt): ensure(kind, root, seed=1, **TINY)
+    monkeypatch.undo()
+    (root/('images' if kind == 'unc' else 'referit')/'left over').write_text('')
+    assert content(ensure(kind, root, seed=1, **TINY)) == content(ensure(kind, tmp_path/'whole', seed=1, **TINY))
+
+
+@pytest.mark.parametrize('kind, place', [('gref', 'refcocog/refs(umd).p'), ('unc', 'images/mine.jpg'), ('referit', 'referit/referit_imcrop.json')])
+@pytest.mark.parametrize('mark', [None, b'{}', b'not json', b'{"drawn by": "rrn.shapes"}'])
+def test_a_folder_of_somebody_else_is_neither_used_nor_touched(tmp_path, kind, place, mark):
+    (tmp_path/place).parent.mkdir(parents=True)
+    (tmp_path/place).write_bytes(b'mine')
+    if mark is not None: stamp_file(tmp_path, 'referit' if kind == 'referit' else 'refer').write_bytes(mark)
+    before = content(tmp_path)
+    with pytest.raises(RRNError, match='not embedded scenes'): open_dataset(f'shapes-{kind}', tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_scenes_of_old_without_a_stamp_in_our_own_folder_are_drawn_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, 'default_root', lambda: tmp_path/'data')
+    whole = content(ensure('unc', seed=1, **TINY))
+    stamp_file(tmp_path/'data', 'refer').unlink()
+    (tmp_path/'data'/'refcocog'/'refs(umd).p').write_bytes(b'old')
+    assert content(ensure('unc', seed=1, **TINY)) == whole
+
+
+def test_the_version_stands_for_what_is_said():
+    "Whoever changes what is drawn or said raises VERSION, and writes the new sum down here."
+    said = [(t.cls, t.colour, t.texture, describe(derived_rng(5, i, k), t, scene.things, kind)) for i in range(4) for scene in [draw_scene(5, i)]
+            for k, kind in enumerate(KINDS) for t in scene.things]
+    text = repr([(a, b, c, [s for s, _ in d]) for a, b, c, d in said])
+    assert (VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, 'da8056c811328e40')
+
+
+def test_paths_that_no_file_can_have():
+    for read in (safe_load, read_image, read_instances, as_rgb, Vocabulary.from_file, read_checkpoint, read_table, lambda p: ensure('unc', p), lambda p: read_refer(p, 'refcoco', 'unc'),
+                 lambda p: MatMask(Path(p), 7, 16).decode(), Predictor.from_run, Vocabulary.build(['a']).save):
+        for name in ('a\0b.npy', 'a\ud800b'):
+            with pytest.raises(RRNError): read(name)
