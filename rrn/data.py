@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TURNS', 'FORMATS', 'MAX_PICTURE', 'FREE_PIXELS', 'PIXELS_A_BYTE', 'MAX_SCANS', 'Group', 'group_by_image',
            'upright_of', 'rgb_of', 'checked_canvas', 'checked_density', 'open_picture', 'read_image', 'Batch', 'Reader',
-           'read_group', 'read_batch', 'swap_sides', 'mirrored', 'TrainingOrder', 'Team', 'this_team', 'Batches',
+           'read_group', 'read_batch', 'mirror_image', 'mirrored', 'TrainingOrder', 'Team', 'this_team', 'Batches',
            'loader', 'workers_alive', 'evaluation_order']
 
 # %% ../nbs/06_data.ipynb #a8901ffc
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from .core import RRNError, derived_rng, file_bytes, one_of
 from .image import fit, image_in, mask_in
 from .refer import checked_size
+from .text import in_mirror
 
 # %% ../nbs/06_data.ipynb #aef1e2cc
 @dataclass(frozen=True)
@@ -187,15 +188,23 @@ def read_batch(reader:Reader,      # how to decode and place
                  [(p[3][0].image, False) for p in parts], tuple(skipped))
 
 # %% ../nbs/06_data.ipynb #8c8dd5b4
-def swap_sides(vocabulary) -> torch.Tensor:      # (V,) int64: the index that takes each word's place
-    "Which word stands for each in a mirrored picture: 'left' for 'right', 'leftmost' for 'rightmost', itself for most."
-    other = lambda w: w.replace('left', '\0').replace('right', 'left').replace('\0', 'right')
-    return torch.tensor([vocabulary.index.get(other(w), i) for i, w in enumerate(vocabulary.words)])
+def mirror_image(sentence:str, vocabulary):
+    "What the sentence becomes in a mirror; None if that is not certain, or not in words that the vocabulary knows as well."
+    other = in_mirror(sentence)
+    same = other is not None and len(vocabulary.unknown(other)) == len(vocabulary.unknown(sentence))
+    return other if same else None
 
 def mirrored(batch:Batch, vocabulary) -> Batch:
-    "A training batch as seen in a mirror, with the words for left and right exchanged."
-    return replace(batch, images=batch.images.flip(-1), masks=batch.masks.flip(-1), words=swap_sides(vocabulary)[batch.words],
-                   keys=[(image, not mirror) for image, mirror in batch.keys])
+    "A training batch as seen in a mirror, sentences included; pictures of which a sentence has no certain mirror image stay as they are."
+    said = [mirror_image(s.sentence, vocabulary) for s in batch.samples]
+    flip = torch.ones(len(batch.images), dtype=torch.bool)
+    flip[batch.image_of[torch.tensor([other is None for other in said], dtype=torch.bool)]] = False  # (B,)
+    turned = flip[batch.image_of]                                                                    # (S,)
+    samples = [replace(s, sentence=other) if t else s for s, other, t in zip(batch.samples, said, turned)]
+    words = vocabulary.encode_batch([s.sentence for s in samples], batch.words.shape[1], allow_empty=True)
+    where = lambda mask, x: torch.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+    return replace(batch, images=where(flip, batch.images), masks=where(turned, batch.masks), words=words, samples=samples,
+                   keys=[(image, mirror != bool(f)) for (image, mirror), f in zip(batch.keys, flip)])
 
 # %% ../nbs/06_data.ipynb #4eb4508f
 class TrainingOrder:
