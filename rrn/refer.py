@@ -369,7 +369,7 @@ class Instances:
     images: dict        # image id -> its entry
     annotations: dict   # annotation id -> its entry
     categories: dict    # category id -> name
-    same: Counter       # (image id, category id) -> number of non-crowd instances
+    same: Counter       # 'image id, category id' -> number of non-crowd instances
 
 def read_instances(path) -> Instances:
     "Index an `instances.json` in one pass. Raises `RRNError` naming the entry that is not as COCO has it."
@@ -386,12 +386,12 @@ def read_instances(path) -> Instances:
     return Instances(images, annotations, names, Counter(_kinds(annotations, path)))
 
 def _kinds(annotations, path):
-    "(image id, category id) of every instance that is not a crowd."
+    "Image id and category id of every instance that is not a crowd."
     for id, a in annotations.items():
         if a.get('iscrowd'): continue
         kind = a.get('image_id'), a.get('category_id')
         if not type(kind[0]) is type(kind[1]) is int or max(map(abs, kind)) >> 63: kind = [field(a, key, int, f"{path}: annotation {id}") for key in ('image_id', 'category_id')]
-        yield tuple(kind)
+        yield '{}, {}'.format(*kind)                # text: a stranger can find many pairs of numbers that have the same hash
 
 # %% ../nbs/02_refer.ipynb #b506bdc6
 def ref_samples(ref:dict, instances:Instances, folder:Path, where:str) -> list:
@@ -403,7 +403,7 @@ def ref_samples(ref:dict, instances:Instances, folder:Path, where:str) -> list:
     category = annotation.get('category_id')
     if not type(category) is int or category not in instances.categories: one_of(f"{where}: category_id", category, instances.categories)
     mask = CocoMask(annotation.get('segmentation'), image['height'], image['width'], f"annotation {ref['ann_id']}")
-    others = instances.same[ref['image_id'], category] - (not annotation.get('iscrowd'))
+    others = instances.same[f"{ref['image_id']}, {category}"] - (not annotation.get('iscrowd'))
     shared = dict(image=folder/image['file_name'], mask=mask, image_id=ref['image_id'], ref_id=get('ref_id'),
                   split=get('split', str), category=instances.categories[category], distractors=others,
                   height=image['height'], width=image['width'])

@@ -44,6 +44,18 @@ SEGMENTATIONS = {     # outlines of an object in a picture of 37 x 64
     'runs': lambda: dict(size=[37, 64], counts='o' * 3_000_000)}
 
 
+def pairs(n, base=(1 << 64) - 1):
+    "Pairs of numbers which, as a tuple, have the same hash in Python (its sum is a chain of reversible steps)."
+    one, two, five = 11400714785074694791, 14029467366897019727, 2870177450012600261
+    back, found, a = pow(two, -1, 1 << 64), [], 0
+    while len(found) < n:
+        a += 1
+        x = five + a*two & base
+        b = (1 - one*(x << 31 & base | x >> 33)) * back & base
+        if b < 2**61 - 1: found.append((a, b))
+    return found
+
+
 def colliding(entry) -> bytes:
     "An index file (with `entry` as one good annotation) whose numbers all have the same hash."
     same = [entry | dict(id=(i + 1) * (2**61 - 1)) for i in range(30_000)]

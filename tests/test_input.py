@@ -1,5 +1,6 @@
 "Small files that ask for hours or gigabytes; pictures as people have them. Each bomb is read in a process with little memory and an alarm."
 import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -87,6 +88,14 @@ def test_annotations_whose_numbers_collide(tmp_path):
     content = bombs.colliding(INSTANCES['annotations'][0])
     (tmp_path/'instances.json').write_bytes(content)
     refuses(lambda: read_instances(tmp_path/'instances.json'), content)
+
+
+def test_annotations_whose_pairs_of_numbers_collide(tmp_path):
+    pairs = bombs.pairs(500)
+    assert len(set(map(hash, pairs))) == 1
+    entries = [INSTANCES['annotations'][0] | dict(id=n, image_id=a, category_id=b) for n, (a, b) in enumerate(pairs)]
+    (tmp_path/'instances.json').write_text(json.dumps(dict(images=[], categories=[], annotations=entries)))
+    assert len({hash(key) for key in read_instances(tmp_path/'instances.json').same}) == 500
 
 
 @pytest.mark.parametrize('name', bombs.SEGMENTATIONS)
