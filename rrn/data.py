@@ -36,7 +36,8 @@ def group_by_image(samples) -> list:
     return [Group(image, tuple(said)) for image, said in found.items()]
 
 # %% ../nbs/06_data.ipynb #5b5f75bb
-TURNS = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270', 7: 'TRANSVERSE', 8: 'ROTATE_90'}
+TURNS = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270',
+         7: 'TRANSVERSE', 8: 'ROTATE_90'}
 
 def upright_of(image:Image.Image) -> Image.Image:
     "The picture as its Exif data say it was seen; Exif data that cannot be read say nothing."
@@ -58,7 +59,7 @@ FREE_PIXELS, PIXELS_A_BYTE = 16_000_000, 100 # so many, and more only if the fil
 MAX_SCANS = 100                              # of a progressive JPEG
 
 def checked_canvas(content:bytes, where:str):
-    "`RRNError` for an animated or transparent WebP that is too large: Pillow makes room for it before it tells the size."
+    "`RRNError` for an animated WebP that is too large: Pillow makes room for it before it tells the size."
     if content[:4] == b'RIFF' and content[8:16] == b'WEBPVP8X':
         checked_size(*(1 + int.from_bytes(content[i:i + 3], 'little') for i in (27, 24)), where)
 
@@ -66,7 +67,8 @@ def checked_density(width:int, height:int, content:bytes, where:str):
     "`RRNError` for a picture of more pixels than a photograph of so many bytes can have, or that is drawn too often."
     checked_size(height, width, where)
     if width * height > FREE_PIXELS + PIXELS_A_BYTE * len(content):
-        raise RRNError(f"{where} has {width} x {height} pixels in {len(content):,} bytes, which no photograph has. Make it smaller.")
+        raise RRNError(f"{where} has {width} x {height} pixels in {len(content):,} bytes, which no photograph has. "
+                       "Make it smaller.")
     if content[:2] == b'\xff\xd8' and content.count(b'\xff\xda') > MAX_SCANS:
         raise RRNError(f"{where} is a JPEG of more than {MAX_SCANS} scans, which no photograph has. Save it again.")
 
@@ -74,7 +76,7 @@ def open_picture(path) -> Image.Image:
     "The picture in `path`, not decoded yet; `RRNError` naming it when it is missing, of another kind, or absurdly large."
     path = Path(path)
     if not path.is_file(): raise RRNError(f"image {path} is missing; see data/README.md for what belongs where.")
-    content = file_bytes(path, 'image', limit=MAX_PICTURE)             # from memory: of a file, Pillow tries to read as much as a damaged chunk says it has
+    content = file_bytes(path, 'image', limit=MAX_PICTURE)    # of a file, Pillow reads as much as a chunk says it has
     checked_canvas(content, f"image {path}")
     try: image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as e: raise RRNError(f"image {path} cannot be decoded; expected {', '.join(FORMATS)}. Fetch it again.") from e
@@ -189,13 +191,13 @@ def read_batch(reader:Reader,      # how to decode and place
 
 # %% ../nbs/06_data.ipynb #8c8dd5b4
 def mirror_image(sentence:str, vocabulary):
-    "What the sentence becomes in a mirror; None if that is not certain, or not in words that the vocabulary knows as well."
+    "What the sentence becomes in a mirror; None if that is not certain, or not in words that the vocabulary knows."
     other = in_mirror(sentence)
     same = other is not None and len(vocabulary.unknown(other)) == len(vocabulary.unknown(sentence))
     return other if same else None
 
 def mirrored(batch:Batch, vocabulary) -> Batch:
-    "A training batch as seen in a mirror, sentences included; pictures of which a sentence has no certain mirror image stay as they are."
+    "A batch as seen in a mirror, sentences included; pictures whose sentences have no certain mirror image stay."
     said = [mirror_image(s.sentence, vocabulary) for s in batch.samples]
     flip = torch.ones(len(batch.images), dtype=torch.bool)
     flip[batch.image_of[torch.tensor([other is None for other in said], dtype=torch.bool)]] = False  # (B,)
@@ -203,8 +205,9 @@ def mirrored(batch:Batch, vocabulary) -> Batch:
     samples = [replace(s, sentence=other) if t else s for s, other, t in zip(batch.samples, said, turned)]
     words = vocabulary.encode_batch([s.sentence for s in samples], batch.words.shape[1], allow_empty=True)
     where = lambda mask, x: torch.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
-    return replace(batch, images=where(flip, batch.images), masks=where(turned, batch.masks), words=words, samples=samples,
-                   keys=[(image, mirror != bool(f)) for (image, mirror), f in zip(batch.keys, flip)])
+    keys = [(image, mirror != bool(f)) for (image, mirror), f in zip(batch.keys, flip)]
+    return replace(batch, images=where(flip, batch.images), masks=where(turned, batch.masks), words=words,
+                   samples=samples, keys=keys)
 
 # %% ../nbs/06_data.ipynb #4eb4508f
 class TrainingOrder:

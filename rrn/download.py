@@ -85,12 +85,14 @@ def heard_connection(kind, pace):
 class Plain(urllib.request.HTTPHandler):
     "Opens http."
     def __init__(self, pace): super().__init__(); self.pace = pace
-    def http_open(self, request): return self.do_open(heard_connection(http.client.HTTPConnection, self.pace), request)
+    def http_open(self, request):
+        return self.do_open(heard_connection(http.client.HTTPConnection, self.pace), request)
 
 class Encrypted(urllib.request.HTTPSHandler):
     "Opens https."
     def __init__(self, pace): super().__init__(); self.pace = pace
-    def https_open(self, request): return self.do_open(heard_connection(http.client.HTTPSConnection, self.pace), request)
+    def https_open(self, request):
+        return self.do_open(heard_connection(http.client.HTTPSConnection, self.pace), request)
 
 # %% ../nbs/22_download.ipynb #c98662fd
 class Redirects(urllib.request.HTTPRedirectHandler):
@@ -107,8 +109,8 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 def make_opener(pace) -> urllib.request.OpenerDirector:
     "An opener that knows http and https and nothing else, and listens to all answers at one `Pace`."
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler(), Plain(pace), Encrypted(pace), urllib.request.HTTPDefaultErrorHandler(),
-                    urllib.request.HTTPErrorProcessor(), Redirects()):
+    for handler in (urllib.request.ProxyHandler(), Plain(pace), Encrypted(pace), Redirects(),
+                    urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()):
         opener.add_handler(handler)
     opener.addheaders = [('User-Agent', 'rrn')]
     return opener
@@ -204,7 +206,7 @@ def blocks_of(response, length):
         yield block
 
 def store(response, part:Part, first:int, total, terms:Terms, name:str, pace:Pace):
-    "Append an answer's bytes to what is there up to `first`; `Broken` if there are fewer than announced, or it is not known whether there are."
+    "Append an answer's bytes to what is there up to `first`; `Broken` if some are missing, or the end."
     with open(part.data, 'ab') as f, tqdm(total=total, initial=first, unit='B', unit_scale=True, desc=name, disable=not terms.progress) as bar:
         f.truncate(first)
         got = first
@@ -215,7 +217,9 @@ def store(response, part:Part, first:int, total, terms:Terms, name:str, pace:Pac
                 raise Refused(f"sends more than the limit of {terms.limit:,} bytes")
             f.write(block); bar.update(len(block)); pace.stored(len(block))
     if total is not None and got < total: raise Broken(f"broke off after {got:,} of {total:,} bytes")
-    if total is None and response.chunked and pace.ended and not (terms.sha256 or terms.size): raise Broken(f"broke off after {got:,} bytes")
+    checked_later = terms.sha256 or terms.size
+    if total is None and response.chunked and pace.ended and not checked_later:
+        raise Broken(f"broke off after {got:,} bytes")
 
 # %% ../nbs/22_download.ipynb #91a4ae70
 def open_url(url:str, headers:dict, timeout:float, pace:Pace):
@@ -230,7 +234,7 @@ def open_url(url:str, headers:dict, timeout:float, pace:Pace):
     except http.client.InvalidURL as e: raise Refused(f"leads to an address that is none ({e})") from e
     except NETWORK as e: raise Broken(f"cannot be reached ({getattr(e, 'reason', None) or e or type(e).__name__})") from e
     except RRNError: raise
-    except Exception as e: raise Refused(f"leads to an address that is none ({e})") from e      # odd hosts and ports fail in many ways
+    except Exception as e: raise Refused(f"leads to an address that is none ({e})") from e      # in many ways
 
 def attempt(url:str, part:Part, terms:Terms, name:str):
     "Ask `url` for what is missing and store it; `part` is complete afterwards."

@@ -23,7 +23,7 @@ from .viz import overlay
 # %% ../nbs/19_predict.ipynb #d2ebf06e
 def as_rgb(image    # path, PIL image, array (H, W[, 3 or 4]) or tensor (3 or 4, H, W)
           ) -> np.ndarray:   # (H, W, 3) uint8
-    "Any picture as RGB; `RRNError` for what is none. Floats are in 0..1, integers in 0..255, true is 255; alpha is dropped."
+    "Any picture as RGB; `RRNError` for what is none. Floats are in 0..1, integers in 0..255, true is 255; no alpha."
     if isinstance(image, Image.Image): return _opened(image)
     if isinstance(image, torch.Tensor): image = _channels_last(image.detach().cpu().numpy())
     if not isinstance(image, np.ndarray): return read_image(image, upright=True)
@@ -65,7 +65,8 @@ class Prediction:
 class Predictor:
     "A trained model and, once `set_image` was called, a picture to ask about."
     def __init__(self, model, vocabulary, threshold:float=.5):
-        self.model, self.vocabulary, self.threshold, self.maps, self.warned = model.eval(), vocabulary, threshold, None, set()
+        self.model, self.vocabulary, self.threshold, self.maps = model.eval(), vocabulary, threshold, None
+        self.warned = set()      # words never seen that a warning has named
 
     @classmethod
     def from_run(cls,
@@ -91,8 +92,8 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, sentence):
-        """A `Prediction` for a sentence, or a list of them for a list. Raises `RRNError` without a picture or words; warns, once of each,
-        of words that the model has never seen."""
+        """A `Prediction` for a sentence, or a list of them for a list. Raises `RRNError` without a picture or words;
+        warns, once of each, of words that the model has never seen."""
         if self.maps is None: raise RRNError('there is no picture yet: call set_image first.')
         said = [sentence] if isinstance(sentence, str) else list(sentence)
         if not said: return []
@@ -110,7 +111,9 @@ class Predictor:
         "One warning that names the words of `unknown` that no warning has named yet."
         new = [w for w in dict.fromkeys(w for words in unknown for w in words) if w not in self.warned]
         self.warned.update(new)
-        if new: warnings.warn(f"The model has never seen {', '.join(map(repr, new[:20]))} and passes over what it means. Say it in other words.", stacklevel=4)
+        if not new: return
+        warnings.warn(f"The model has never seen {', '.join(map(repr, new[:20]))} and cannot tell what it means. "
+                      "Say it in other words.", stacklevel=4)
 
 # %% ../nbs/19_predict.ipynb #d84a3aba
 def case_pictures(predictor:Predictor, sample, case) -> list:

@@ -138,7 +138,7 @@ class Allowance:
         if self.left < 0: raise RRNError(f"it makes more of its {self.size:,} bytes than any honest file")
 
 def walk(value, allowance:Allowance):
-    "Spend what `value` would take if nothing in it were shared: 200 bytes a container, 8 a place, and the length of each text."
+    "Spend what `value` takes if nothing in it is shared: 200 bytes a container, 8 a place, the length of a text."
     found = [value]
     while found:
         value = found.pop()
@@ -162,8 +162,11 @@ class PlainOpcodes(dict):
         raise RRNError(f"it holds the instruction {name}")
 
 COSTS = {name: cost for cost, names in {   # bytes of memory that an instruction takes, where they are not some 64
-    8: 'STOP POP POP_MARK DUP PROTO FRAME NONE NEWTRUE NEWFALSE BININT1 EMPTY_TUPLE GET BINGET LONG_BINGET APPEND APPENDS',
-    100: 'MARK EMPTY_LIST EMPTY_DICT LIST DICT', 140: 'PUT BINPUT LONG_BINPUT MEMOIZE', 240: 'EMPTY_SET FROZENSET'}.items()
+    8: 'STOP POP POP_MARK DUP PROTO FRAME NONE NEWTRUE NEWFALSE BININT1 EMPTY_TUPLE '
+       'GET BINGET LONG_BINGET APPEND APPENDS',
+    100: 'MARK EMPTY_LIST EMPTY_DICT LIST DICT',
+    140: 'PUT BINPUT LONG_BINPUT MEMOIZE',
+    240: 'EMPTY_SET FROZENSET'}.items()
          for name in names.split()}
 
 def charged(name):
@@ -178,7 +181,8 @@ plain_opcodes = PlainOpcodes({getattr(pickle, name)[0]: charged(name) for name i
 
 # %% ../nbs/02_refer.ipynb #c7ae2428
 def scalars(values) -> list:
-    "`values` as a list if each is a string or number (they are about to be hashed), else `RRNError`. Of longer numbers, thousands have the same hash."
+    """`values` as a list if each is a string or number (they are about to be hashed), else `RRNError`.
+    Of numbers beyond 64 bits, thousands may have the same hash."""
     values = list(values)
     for v in values:
         if not isinstance(v, (str, bytes, int, float, type(None))): raise RRNError(f"it uses a {type(v).__name__} as a key")
@@ -236,10 +240,10 @@ def harmless_instructions(size:int     # of the file, bytes: no true memo number
     digits = str(size)
     put = b'p(?:[0-9]{1,%d}|[0-%b][0-9]{%d})\n' % (max(1, len(digits) - 1), digits[:1].encode(), len(digits) - 1)
     return re.compile(b'(?s:' + b'|'.join([
-        rb'[(Naesu\x88\x89\x94]', rb'[\]}ld](?=[qrp\x94])',                    # MARK NONE APPEND ... MEMOIZE: no argument; a list or dict, and its memo
+        rb'[(Naesu\x88\x89\x94]', rb'[\]}ld](?=[qrp\x94])',    # MARK NONE ... MEMOIZE; a list or dict, with its memo
         rb'[Kqh\x80].', rb'M..', rb'[Jj].{4}', rb'[G\x95].{8}',                # BININT1 BINPUT BINGET PROTO, BININT2, BININT LONG_BINGET, BINFLOAT FRAME
         rb'r..[\x00-' + memo + rb']\x00', put,                                 # LONG_BINPUT, PUT
-        rb'[IF][^\n]{1,25}\n', rb'[SVg][^\n]*\n',                             # INT FLOAT; STRING UNICODE GET: a line of text
+        rb'[IF][^\n]{1,25}\n', rb'[SVg][^\n]*\n',         # INT FLOAT; STRING UNICODE GET: a line of text
         sized(b'X', b'\0\0\0', 256), sized(b'U', b'', 256), sized(rb'\x8c', b'', 256), sized(rb'\x8a', b'', 9)]) + b')*+')
 
 def harmless(data:bytes) -> bool:
@@ -262,7 +266,7 @@ def collector_off():
 MAX_PICKLE = 256 << 20     # bytes
 
 def quickly(data, encoding):
-    "What the C interpreter makes of a `harmless` pickle: without instructions that look something up, it cannot be led anywhere."
+    "What the C interpreter makes of a `harmless` pickle: it has no instruction that looks something up."
     with collector_off(): return pickle.loads(data, encoding=encoding)
 
 def safe_load(path    # a pickle file
@@ -378,7 +382,8 @@ def read_instances(path) -> Instances:
     for key, index in ('images', images), ('annotations', annotations), ('categories', categories):
         for number, entry in enumerate(field(data, key, list, str(path))):
             id = entry.get('id') if type(entry) is dict else None
-            index[id if type(id) is int and id.bit_length() < 64 else field(entry, 'id', int, f"{path}: {key}[{number}]")] = entry
+            plain = type(id) is int and id.bit_length() < 64
+            index[id if plain else field(entry, 'id', int, f"{path}: {key}[{number}]")] = entry
     for id, entry in images.items():
         plain_name(field(entry, 'file_name', str, f"{path}: image {id}"), f"{path}: image {id}")
         checked_size(entry.get('height'), entry.get('width'), f"{path}: image {id}")
@@ -390,8 +395,9 @@ def _kinds(annotations, path):
     for id, a in annotations.items():
         if a.get('iscrowd'): continue
         kind = a.get('image_id'), a.get('category_id')
-        if not type(kind[0]) is type(kind[1]) is int or max(map(abs, kind)) >> 63: kind = [field(a, key, int, f"{path}: annotation {id}") for key in ('image_id', 'category_id')]
-        yield '{}, {}'.format(*kind)                # text: a stranger can find many pairs of numbers that have the same hash
+        if not type(kind[0]) is type(kind[1]) is int or max(map(abs, kind)) >> 63:
+            kind = [field(a, key, int, f"{path}: annotation {id}") for key in ('image_id', 'category_id')]
+        yield '{}, {}'.format(*kind)       # text: a stranger can find many pairs of numbers with the same hash
 
 # %% ../nbs/02_refer.ipynb #b506bdc6
 def ref_samples(ref:dict, instances:Instances, folder:Path, where:str) -> list:

@@ -36,7 +36,8 @@ def mat_elements(data:bytes, order:str):
 def mat_matrix(payload:bytes, order:str) -> tuple:
     "(name, class, shape, element type, bytes of the numbers) of a matrix element."
     parts = list(islice(mat_elements(payload, order), 4))
-    if len(parts) < 3 or len(parts[0][1]) < 4 or len(parts[1][1]) > 128: raise ValueError('an array has no proper header')
+    if len(parts) < 3 or len(parts[0][1]) < 4 or len(parts[1][1]) > 128:
+        raise ValueError('an array has no proper header')
     shape = tuple(np.frombuffer(parts[1][1][:len(parts[1][1]) // 4 * 4], order + 'i4').tolist())
     kind, numbers = parts[3] if len(parts) > 3 else (0, b'')
     return parts[2][1].decode('latin1'), struct.unpack_from(order + 'I', parts[0][1])[0] & 0xff, shape, kind, numbers
@@ -75,7 +76,8 @@ class MatMask:
         try: held = mat_matrices(data, limit=room)
         except (ValueError, zlib.error, struct.error) as e:
             raise RRNError(f"{self.path} is no readable MATLAB file ({e}). Fetch it again.") from e
-        if MASK_KEY not in held: raise RRNError(f"{self.path} holds {sorted(held)[:20]}; expected an array {MASK_KEY!r}.")
+        if MASK_KEY not in held:
+            raise RRNError(f"{self.path} holds {sorted(held)[:20]}; expected an array {MASK_KEY!r}.")
         return self._numbers(*held[MASK_KEY]) == 0
 
     def _numbers(self, order, kind, shape, element, content):
@@ -103,7 +105,8 @@ def region_samples(region:str, queries:list, split:str, folder:Path, sizes:dict,
     image, number = region_ids(region, where)
     picture = f"{region.split('_')[0]}.jpg"
     listed = regions.get(picture)
-    if not isinstance(listed, list) or len(listed) > MAX_REGIONS or region not in listed: raise RRNError(f"{where}: region {region} is not in referit_imcrop.json.")
+    if not isinstance(listed, list) or len(listed) > MAX_REGIONS or region not in listed:
+        raise RRNError(f"{where}: region {region} is not in referit_imcrop.json.")
     size = sizes.get(picture)
     if not isinstance(size, list) or len(size) != 2: raise RRNError(f"{where}: {picture} has no width and height in referit_imsize.json.")
     height, width = checked_size(size[1], size[0], f"referit_imsize.json: {picture}")
@@ -120,7 +123,8 @@ MAX_TABLE = 64 << 20    # bytes; the largest of the real ones has 5 million
 def read_table(path) -> dict:
     "A JSON file with an object at the top; `RRNError` if it is missing or something else."
     size = need(path, 'referit').stat().st_size
-    if size > MAX_TABLE: raise RRNError(f"{path} has {size:,} bytes, more than the {MAX_TABLE:,} that such a file may have.")
+    if size > MAX_TABLE:
+        raise RRNError(f"{path} has {size:,} bytes, more than the {MAX_TABLE:,} that such a file may have.")
     table = read_json(path, 'ReferIt file')
     if not isinstance(table, dict): raise RRNError(f"{path} holds a {type(table).__name__}; expected an object with names as keys.")
     return table

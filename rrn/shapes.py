@@ -25,7 +25,8 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 from scipy.io import savemat
 from tqdm import tqdm
-from .core import RRNError, as_path, derived_rng, locked, one_of, process_pool, read_json, repo_root, whole_file, write_json, writing
+from .core import RRNError, as_path, derived_rng, locked, one_of, process_pool, read_json, repo_root
+from .core import whole_file, write_json, writing
 from .refer import IMAGE_FOLDER, ReferringDataset, by_split, read_refer
 from .referit import read_referit, register_dataset
 
@@ -433,7 +434,7 @@ def ref_entries(records, kind):
 
 # %% ../nbs/04_shapes.ipynb #ad569604
 REFER_FILES = {'unc': ('refcoco', 'unc'), 'unc+': ('refcoco+', 'unc'), 'gref': ('refcocog', 'umd')}
-PARTS = {'refer': ('images', *(folder for folder, _ in REFER_FILES.values())), 'referit': ('referit',)}     # folders of the two layouts
+PARTS = {'refer': ('images', *(folder for folder, _ in REFER_FILES.values())), 'referit': ('referit',)}    # of a layout
 
 def stamp_file(root, family:str) -> Path:
     "Where the stamp of a layout ('refer' or 'referit') lies."
@@ -449,14 +450,15 @@ def stamped(root, family:str):
     except RRNError: return None
     known = isinstance(found, dict) and found.get('drawn by') == 'rrn.shapes' and type(found.get('seed')) is int
     sizes = found.get('sizes') if known else None
-    return found if isinstance(sizes, dict) and all(type(n) is int for n in sizes.values()) and set(sizes) == set(SPLITS) else None
+    sound = isinstance(sizes, dict) and set(sizes) == set(SPLITS) and all(type(n) is int for n in sizes.values())
+    return found if sound else None
 
 def begin(root, family:str, seed:int, sizes:dict):
     "Make `root` ready for a set to be drawn; `RRNError` if what lies there was not drawn by this notebook."
     foreign = [folder for folder in PARTS[family] if (root/folder).exists()]
     if foreign and not (stamped(root, family) or root == default_root()):
-        raise RRNError(f"{root} holds {', '.join(foreign)}, which are not embedded scenes of rrn (they lack {stamp_file(root, family).name}). "
-                       "They are left alone; choose another folder for the scenes.")
+        raise RRNError(f"{root} holds {', '.join(foreign)}, which are not embedded scenes of rrn "
+                       f"(they lack {stamp_file(root, family).name}). They are left alone; choose another folder.")
     write_json(stamp_file(root, family), stamp(seed, sizes, whole=False))
     with writing(root):
         for folder in foreign: shutil.rmtree(root/folder)
@@ -538,8 +540,8 @@ def ensure(kind:str,      # 'unc', 'unc+', 'gref' or 'referit'
            root=None,     # folder of the set; default: below data/ of the checkout
            **how          # `seed`, `sizes`, `workers` of the writers
           ) -> Path:
-    """Draw the embedded set of `kind` unless it is there; its root folder. A set of another seed, size or version is drawn anew. In a
-    folder of the user's own, where neither is given, seed and sizes are those of the set that lies there."""
+    """Draw the embedded set of `kind` unless it is there; its root folder. A set of another seed, size or version is
+    drawn anew. In a folder of the user's own, what is not given is that of the set that lies there."""
     family = 'referit' if one_of('kind of shapes', kind, KINDS) == 'referit' else 'refer'
     root, kept = (as_path(root), stamped(root, family) or {}) if root else (default_root(), {})
     seed, sizes = (how.pop(key, kept.get(key, usual)) for key, usual in (('seed', SET_SEED), ('sizes', SPLITS)))

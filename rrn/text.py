@@ -136,8 +136,10 @@ def vocabulary_from_dict(data:dict) -> Vocabulary:
 Vocabulary.to_dict, Vocabulary.from_dict = vocabulary_to_dict, staticmethod(vocabulary_from_dict)
 
 # %% ../nbs/01_text.ipynb #2a958880
-SHORT = {a: b for pair in ('l r', 'lt rt', 'lft rgt', 'lh rh', 'lhs rhs') for a, b in (pair.split(), pair.split()[::-1])}
-NO_SIDE = re.compile(r'(b|up|al|out|down|forth|birth|copy|play|ship|wheel|wain|cart|w)right\w*|right(ful|eous)\w*|frighten\w*|cleft\w*|leftover\w*')
+SHORT = dict(('l r'.split(), 'lt rt'.split(), 'lft rgt'.split(), 'lh rh'.split(), 'lhs rhs'.split()))
+SHORT |= {b: a for a, b in SHORT.items()}
+NO_SIDE = re.compile(r'(b|up|al|out|down|forth|birth|copy|play|ship|wheel|wain|cart|w)right\w*|right(ful|eous)\w*'
+                     r'|frighten\w*|cleft\w*|leftover\w*')
 ENGLISH = set('light night tight fight might sight eight let lift loft lest lent heft deft weft'.split())
 OTHER = set('rite ryt rit east west northeast northwest southeast southwest'.split())      # uncertain as well
 
@@ -160,12 +162,16 @@ def opposite(word:str):
     return None if word in OTHER or {word, stem} & SLIPS else word
 
 # %% ../nbs/01_text.ipynb #1af7dc3e
-SURE = set('on the to at far top bottom upper lower from most front back his her your my our their middle center centre very in'.split())
-ADVERB = set("""in on at behind beside besides next near by above below under underneath beneath before after against between over where there here up down now
-             out inside outside into through past along across around off beyond about way away angle open alone shape shaped""".split())
-VERB = set('is are was were has have had been being what whats who just only still all anything nothing letter letters'.split())
+SURE = set("""on the to at far top bottom upper lower from most front back middle center centre very in
+           his her your my our their""".split())
+ADVERB = set("""in on at behind beside besides next near by above below under underneath beneath before after against
+             between over where there here up down now out inside outside into through past along across around off
+             beyond about way away angle open alone shape shaped""".split())
+VERB = set("""is are was were has have had been being what whats who just only still all anything nothing
+           letter letters""".split())
 # A clock's directions, or none at all.
-ELSEWHERE = re.compile(r"clockwise|\bo\W*clock|oclock|\d\W*clock|\b(left|right)\s*\?|\b(left|right) side up\b|\b(what|that)\W*s (left|right)\b")
+ELSEWHERE = re.compile(r"clockwise|\bo\W*clock|oclock|\d\W*clock"
+                       r"|\b(left|right)\s*\?|\b(left|right) side up\b|\b(what|that)\W*s (left|right)\b")
 WORD = re.compile(r"[^\W_]+")
 
 def meant_as_side(before:str, after:str) -> bool:
@@ -179,8 +185,8 @@ def in_mirror(sentence:str):
     if ELSEWHERE.search(plain(sentence)): return None
     words = ['', *(plain(m[0]) for m in found), '']
     for i, m in enumerate(found, 1):
-        other = opposite(words[i])
-        if other == words[i] or len(words[i]) < 3 and sentence[m.start() - 1:m.start()] in ("'", '\u2019'): continue      # he'll, they'r
+        other, inner = opposite(words[i]), sentence[m.start() - 1:m.start()] in ("'", '\u2019')
+        if other == words[i] or inner and len(words[i]) < 3: continue                        # the end of "they'r"
         bare = words[i] in SHORT or words[i] in ('left', 'right')
         if other is None or bare and not meant_as_side(words[i - 1], words[i + 1]): return None
         as_typed = next((case for case in (str.lower, str.capitalize, str.upper) if case(words[i]) == m[0]), None)

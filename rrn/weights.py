@@ -405,7 +405,7 @@ def entries(content:bytes):
     restarts = int.from_bytes(take(content, len(content) - 4, 4), 'little')
     end, key, i = len(content) - 4 * (restarts + 1), b'', 0
     if end < 0: raise RRNError("a block is shorter than its own index")
-    keys = Allowance(len(content), times=16, free=1 << 16)                  # each may begin like the one before, however long that is
+    keys = Allowance(len(content), times=16, free=1 << 16)      # each may begin like the one before, however long it is
     while i < end:
         shared, i = varint(content, i); new, i = varint(content, i); length, i = varint(content, i)
         if shared > len(key) or i + new + length > end: raise RRNError("an entry reaches beyond its block")
@@ -533,7 +533,8 @@ class DtypePart:
     "Stands in for a dtype while a pickle is read."
     def __init__(self, code, *_):
         code = code if isinstance(code, str) else type(code).__name__
-        if not re.fullmatch(r'[<>|=]?(f[248]|[iu][1248]|b1|O8?)', code): raise RRNError(f"it holds an array of type {code[:40]}")
+        if not re.fullmatch(r'[<>|=]?(f[248]|[iu][1248]|b1|O8?)', code):
+            raise RRNError(f"it holds an array of type {code[:40]}")
         self.code, self.order = code.lstrip('<>|='), '<'
     def fill(self, state, allowance): self.order = state[1] if state[1] in ('<', '>', '|', '=') else '<'
 
@@ -542,7 +543,8 @@ class ArrayPart:
     def __init__(self, *_): self.value = None
     def fill(self, state, allowance):
         shape, dtype, fortran, raw = state[-4:]
-        if len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape): raise RRNError("it holds an array without a proper shape")
+        if len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
+            raise RRNError("it holds an array without a proper shape")
         if dtype.code[0] == 'O': self.value = raw[0] if shape == () and isinstance(raw, list) else None; return
         if not isinstance(raw, (str, bytes)): raise RRNError("it holds an array without numbers")
         allowance.spend(2 * len(raw))
