@@ -1,5 +1,5 @@
 "Downloads from servers that stall, lie, change and lead astray; archives that want out of their folder."
-import contextlib, gzip, hashlib, io, os, re, stat, tarfile, threading, zipfile
+import contextlib, gzip, hashlib, io, os, re, stat, tarfile, threading, tracemalloc, zipfile
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
@@ -365,6 +365,20 @@ OUT = ['../victim', 'a/../../victim', '/tmp/rrn-escaped', '..', 'a\\..\\victim',
 def test_names_that_lead_out(tmp_path, refused, name, make, file):
     refused(make(tmp_path/file, ('ok.txt', b'fine'), (name, b'evil')), 'leads out')
     assert not os.path.exists('/tmp/rrn-escaped')
+
+@pytest.mark.parametrize('kind', [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.SOLARIS_XHDTYPE])
+def test_a_tar_whose_headers_fill_the_memory(tmp_path, refused, kind):
+    header = tarfile.TarInfo('x'); header.type, header.size = kind, 30 << 20
+    (tmp_path/'a.tar.gz').write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(30 << 20) + tarfile.TarInfo('b').tobuf() + bytes(1024)))
+    refused(tmp_path/'a.tar.gz', 'describes a member in 31,457,280 bytes', ratio=10_000)
+
+def test_a_tar_of_many_members_does_not_keep_them(tmp_path):
+    with tarfile.open(tmp_path/'a.tar', 'w', format=tarfile.PAX_FORMAT) as t:
+        for i in range(300): info = tarfile.TarInfo(f'{i}'); info.pax_headers = {'comment': 'c' * 100_000}; t.addfile(info)
+    tracemalloc.start()
+    assert sum(1 for _ in d.members_of(tmp_path/'a.tar', 1 << 30)) == 300
+    peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    assert peak < 5 << 20
 
 def test_links_and_devices(tmp_path, refused):
     for kind, word in [(tarfile.SYMTYPE, 'link'), (tarfile.LNKTYPE, 'link'), (tarfile.CHRTYPE, 'device'), (tarfile.BLKTYPE, 'device'), (tarfile.FIFOTYPE, 'device')]:
