@@ -25,8 +25,7 @@ PICKLES = {
     'collide': lambda: b'\x80\2}(' + b''.join(_long((i + 1) * (2**61 - 1)) + b'N' for i in range(20_000)) + b'u.',
     'sets': lambda: b'\x80\4(' + b'\x8f' * 600_000 + b'l.',
     'marks': lambda: b'\x80\4' + b'(' * 600_000 + b'.',
-    'lists': lambda: b'\x80\2(' + b']' * 600_000 + b'l.',
-    'hidden': lambda: b'\x80\x04\x95' + (3).to_bytes(8, 'little') + b'J\1\2' + b'K\7' + b'\x85' * 8 + b'.'}    # a frame that ends inside a number
+    'lists': lambda: b'\x80\2(' + b']' * 600_000 + b'l.'}
 PLAIN_PICKLES = {     # of the same kind, but a quick way to read them takes little
     'memos': lambda: b'\x80\4N' + b'\x94' * 600_000 + b'.', 'far': lambda: b'\x80\2]p9999999\n0' + _text(1_000_000) + b'.',
     'digits': lambda: b'\x80\2(' + b'I0x' + b'f' * 500_000 + b'\nl.'}
@@ -96,8 +95,9 @@ def canvas() -> bytes:
     return b'RIFF' + struct.pack('<I', len(whole)) + whole
 
 
-PICTURES = {'colours': lambda: png(9_990, 10_000), 'bits': lambda: png(12_000, 8_000, 0, 1), 'palette': lambda: png(7_900, 8_000, 3), 'scans': scans, 'webp': canvas}
-CHUNKS = {kind: lambda kind=kind, start=start: png(64, 48, extra=_chunk(kind.encode(), start + _zeros(200 << 20)))     # beside the pixels of small pictures
+PICTURES = {'colours': lambda: png(9_990, 10_000), 'bits': lambda: png(12_000, 8_000, 0, 1), 'palette': lambda: png(7_900, 8_000, 3),
+            'scans': scans, 'webp': canvas}
+CHUNKS = {kind: lambda kind=kind, start=start: png(64, 48, extra=_chunk(kind.encode(), start + _zeros(200 << 20)))
           for kind, start in (('iCCP', b'x\0\0'), ('zTXt', b'x\0\0'), ('iTXt', b'x\0\1\0\0\0'))}
 
 # ---- MATLAB -----------------------------------------------------------------------------------------------------------------
