@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TALK', 'BLOCK', 'NETWORK', 'PROGRESS', 'MAX_HEADER', 'DISK', 'REFER_HOST', 'REFER_TERMS', 'COCO_IMAGES', 'OBJSEG',
-           'OBJSEG_COMMIT', 'VOCABULARIES', 'REFERIT_PICTURES', 'SOURCES', 'DATASETS', 'Refused', 'Broken', 'Stale',
-           'web_address', 'Pace', 'Heard', 'HeardResponse', 'heard_connection', 'Plain', 'Encrypted', 'Redirects',
-           'make_opener', 'version_mark', 'Part', 'Terms', 'declared_length', 'judge_rest', 'judge', 'blocks_of',
-           'store', 'open_url', 'attempt', 'room', 'inspect', 'record_of', 'recorded', 'finish', 'from_mirror',
-           'existing', 'from_mirrors', 'fetch', 'member_path', 'zip_kind', 'tar_kind', 'Counted', 'ModestInfo',
-           'members_of', 'is_archive', 'Budget', 'pour_out', 'unpack', 'Source', 'refer_source', 'referit_source',
-           'install', 'download', 'main']
+           'OBJSEG_COMMIT', 'VOCABULARIES', 'REFERIT_PICTURES', 'SOURCES', 'DATASETS', 'CNNS', 'Refused', 'Broken',
+           'Stale', 'web_address', 'Pace', 'Heard', 'HeardResponse', 'heard_connection', 'Plain', 'Encrypted',
+           'Redirects', 'make_opener', 'version_mark', 'Part', 'Terms', 'declared_length', 'judge_rest', 'judge',
+           'blocks_of', 'store', 'open_url', 'attempt', 'room', 'inspect', 'record_of', 'recorded', 'finish',
+           'from_mirror', 'existing', 'from_mirrors', 'fetch', 'member_path', 'zip_kind', 'tar_kind', 'Counted',
+           'ModestInfo', 'members_of', 'is_archive', 'Budget', 'pour_out', 'unpack', 'Source', 'refer_source',
+           'referit_source', 'install', 'download', 'download_weights', 'main']
 
 # %% ../nbs/22_download.ipynb #7f170a5c
 import errno, gzip, http.client, io, os, re, shutil, stat, sys, tarfile, time, unicodedata
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from .core import CommandLine, RRNError, as_path, locked, new_folder, one_of, read_json, sha256_of, sweep, whole_file, write_json
 from .notebook import progress_bar
+from .pretrained import as_published, checkpoints_folder, default_weights, published_weights
 from .text import Vocabulary
 
 # %% ../nbs/22_download.ipynb #ca3c08a4
@@ -561,16 +562,37 @@ def download(dataset:str,    # a key of `DATASETS`
     if failed: raise RRNError(f"Data set {dataset} is not complete.\n" + '\n'.join(failed))
     print(f"Data set {dataset} is in {root}. Check it with: python -m rrn.doctor {dataset} {root}")
 
+# %% ../nbs/22_download.ipynb #018c4e0b
+CNNS = ['resnet101', 'vgg16_fcn']       # of the paper's tables
+
+def download_weights(backbone:str,    # a network's name
+                     **terms          # fields of `Terms`
+                    ) -> Path:
+    "Fetch the weights that a network has by default into PyTorch's folder. `RRNError` if there are none to fetch, or they are not as published."
+    weights = default_weights(backbone)
+    if weights == 'embedded': raise RRNError(f"the weights of {backbone} are part of the package; there is nothing to fetch.")
+    file = published_weights(backbone, weights)
+    path = checkpoints_folder()/file.name
+    if not file.url: raise RRNError(f"weights={weights!r} of {backbone}: {file.note} Save it as {path}.")
+    fetch(file.url, path, check=lambda part: as_published(part, file), limit=2 << 30, **terms)
+    print(f"weights={weights} of {backbone} are in {path}.")
+    return path
+
 # %% ../nbs/22_download.ipynb #d368f4a3
 def main(argv=None) -> int:
     "Command line of `rrn.download`; the exit status."
-    parser = CommandLine(prog='python -m rrn.download', description="Fetch a data set of the paper. See data/README.md.")
-    parser.add_argument('dataset', help=', '.join(DATASETS))
-    parser.add_argument('root', help="folder of the data, such as data")
+    parser = CommandLine(prog='python -m rrn.download', description="Fetch a data set of the paper, or weights of CNNs. See data/README.md.")
+    parser.add_argument('what', metavar='dataset', help=f"{', '.join(DATASETS)}; or weights")
+    parser.add_argument('where', nargs='*', metavar='root', help="folder of the data, such as data; behind weights: names of CNNs "
+                        f"(nothing: {' and '.join(CNNS)}, which the tables need)")
     parser.add_argument('--timeout', type=float, default=30., help="seconds without a byte that count as broken")
     parser.add_argument('--quiet', action='store_true', help="no progress bars")
     given = parser.parse_args(argv)
-    try: download(given.dataset, given.root, timeout=given.timeout, progress=not given.quiet)
+    terms = dict(timeout=given.timeout, progress=not given.quiet)
+    if given.what != 'weights' and len(given.where) != 1: parser.error('give one folder for the data, such as data')
+    try:
+        if given.what != 'weights': download(given.what, given.where[0], **terms)
+        else: [download_weights(backbone, **terms) for backbone in given.where or CNNS]
     except RRNError as e:
         print(e, file=sys.stderr)
         return 1

@@ -516,3 +516,44 @@ def test_the_readme_tells_what_the_table_holds():
         assert (source.sha256 or 'unknown: recorded at first download') in text
         assert not source.size or f'{source.size:,}' in text
         for url in (*source.mirrors, *source.by_hand): assert url in text or url.startswith(d.OBJSEG), url
+
+
+# ---------------------------------------------------------------- weights of CNNs
+
+@pytest.fixture
+def cnn_on_server(server, tmp_path, monkeypatch):
+    "A file of weights on the server, published under its checksum, and an empty folder of PyTorch's."
+    from rrn import pretrained
+    content = b'weights ' * 999
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    def publish(body=content):
+        file = pretrained.PublishedWeights(f'cnn-{digest}.pth', server.script('/cnn', whole(body)), digest)
+        monkeypatch.setitem(pretrained.KNOWN_FILES, ('resnet101', 'deeplab'), file)
+        return tmp_path/'torch'/'hub'/'checkpoints'/file.name
+    return publish
+
+
+def test_weights_are_fetched_to_where_they_are_looked_for(cnn_on_server, capsys):
+    from rrn.pretrained import find_weights
+    place = cnn_on_server()
+    with pytest.raises(RRNError, match='python -m rrn.download weights resnet101'): find_weights('resnet101', '')
+    assert d.main(['weights', 'resnet101', '--quiet']) == 0 and str(place) in capsys.readouterr().out
+    assert find_weights('resnet101', '') == place and d.main(['weights', 'resnet101', '--quiet']) == 0
+
+
+def test_weights_that_are_not_the_published_ones(cnn_on_server, capsys):
+    place = cnn_on_server(b'something else')
+    assert d.main(['weights', 'resnet101', '--quiet']) == 1 and 'not the published file' in capsys.readouterr().err
+    assert not place.exists()
+
+
+@pytest.mark.parametrize('words, message', [
+    (['weights', 'small'], 'part of the package'), (['weights', 'deeplab_resnet101_tf'], 'converted by hand'), (['weights', 'resnet102'], 'do not exist')])
+def test_weights_that_cannot_be_fetched(words, message, capsys):
+    assert d.main(words) == 1 and message in capsys.readouterr().err
+
+
+def test_a_data_set_wants_one_folder(capsys):
+    with pytest.raises(SystemExit) as e: d.main(['unc'])
+    assert e.value.code == 2 and 'one folder' in capsys.readouterr().err
