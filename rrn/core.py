@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CANNOT_WRITE', 'PACKAGES', 'HELD', 'RRNError', 'one_of', 'repo_root', 'assets', 'writing', 'whole_file', 'sweep',
-           'write_json', 'file_bytes', 'sha256_of', 'read_json', 'seed_everything', 'derived_rng', 'pick_device',
-           'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool', 'new_folder',
-           'CommandLine', 'field_comments', 'settings_help']
+           'write_json', 'file_bytes', 'sha256_of', 'read_json', 'as_path', 'seed_everything', 'derived_rng',
+           'pick_device', 'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool',
+           'new_folder', 'CommandLine', 'field_comments', 'settings_help']
 
 # %% ../nbs/00_core.ipynb #94af2275
 import argparse, contextlib, difflib, errno, hashlib, importlib.metadata, inspect, json, multiprocessing, os, platform
@@ -141,6 +141,14 @@ def read_json(path, what='file'):
     try: return json.loads(content.decode('utf-8'), parse_constant=_no_number)
     except (ValueError, RecursionError) as e:
         raise RRNError(f"{what} {path} is not valid JSON ({e}); fetch or write it again.") from e
+
+# %% ../nbs/00_core.ipynb #abb1f164
+def as_path(path) -> Path:
+    "`path` as a `Path`; `RRNError` if no file can have that name (a NUL byte, letters that the system cannot write)."
+    try: name = os.fsencode(path)
+    except (TypeError, ValueError): name = b'\0'
+    if b'\0' in name: raise RRNError(f"{repr(path)[:200]} is no path that a file can have.")
+    return Path(path)
 
 # %% ../nbs/00_core.ipynb #6cf55f49
 def seed_everything(seed:int):

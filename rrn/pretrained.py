@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANDOM', 'DEFAULT_WEIGHTS', 'NAMED_WEIGHTS', 'KNOWN_FILES', 'LITE_PACKAGES', 'LITE_NAMES', 'LITE_BLOCK', 'LITE_FIRST',
            'default_weights', 'PublishedWeights', 'checkpoints_folder', 'published_weights', 'find_weights',
-           'lite_as_timm']
+           'as_published', 'lite_as_timm']
 
 # %% ../nbs/07_pretrained.ipynb #4f60afb7
 import importlib.util, re
@@ -95,7 +95,7 @@ def find_weights(backbone:str,   # a network's name
     if weights == 'imagenet' and backbone in LITE_PACKAGES and (found := _from_package(backbone)): return found
     file = published_weights(backbone, weights)
     place = checkpoints_folder()/file.name
-    if place.is_file(): return _as_published(place, file)
+    if place.is_file(): return as_published(place, file)
     found = _from_hub_cache(backbone) if weights == 'imagenet' else None
     if found: return found
     raise RRNError(_how_to_get(backbone, weights, file, place))
@@ -107,7 +107,7 @@ def _given_file(weights):
     if not path.suffix and len(path.parts) == 1: one_of('weights', weights, NAMED_WEIGHTS)
     raise RRNError(f"weights file {weights} is missing. Give the path of a file, or one of {', '.join(NAMED_WEIGHTS)}.")
 
-def _as_published(path, file):
+def as_published(path, file):
     "`path`, if its SHA-256 begins as published."
     found = sha256_of(path) if file.sha256 else ''
     if found.startswith(file.sha256): return path
