@@ -33,6 +33,7 @@ def weights(scenes, folder, device='cpu', **parameters):
 
 
 @pytest.mark.parametrize('name', ['small', 'paper', 'released', 'rmi'])
+@pytest.mark.processor
 def test_the_same_seed_makes_the_same_weights(scenes, tmp_path, name):
     one, two, other = (weights(scenes, tmp_path/str(i), preset=name, seed=seed) for i, seed in enumerate((3, 3, 4)))
     assert one == two and one[0] != other[0] and one[1] != other[1]

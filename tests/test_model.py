@@ -47,6 +47,7 @@ def test_finetuning_changes_the_stages_asked_for():
     assert not any('running' in n or 'bn' in n for n in model.state_dict() if not model.state_dict()[n].equal(before[n]))
 
 
+@pytest.mark.processor
 def test_batched_is_one_by_one():
     "Loss and gradients of a batch of three sentences about two images are the means over the sentences alone."
     seed_everything(1)

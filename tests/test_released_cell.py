@@ -31,6 +31,7 @@ def test_every_configuration_of_the_file_is_tested():
 
 @pytest.mark.parametrize('which', ['zero', 'init'])
 @pytest.mark.parametrize('config,k,peephole,normalize', CONFIGS, ids=lambda v: str(v))
+@pytest.mark.processor
 def test_states_and_gradients(config, k, peephole, normalize, which):
     run = f'{config}/{which}'
     cell, x = cell_of(config, k, peephole, normalize), nchw(VECTORS['x']).requires_grad_()

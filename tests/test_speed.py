@@ -31,6 +31,7 @@ def trained(scenes, folder, **options):
 
 # ---- the cache of features -------------------------------------------------------------------------------------------
 
+@pytest.mark.processor
 def test_the_cache_changes_nothing_whatever_happens_to_it(scenes, tmp_path):
     "Filled, found, damaged, with what a killed process left, removed in between: bit for bit the same weights; nowhere to write is an error."
     cache = tmp_path/'cache'
@@ -136,6 +137,7 @@ def test_a_compiled_step_is_the_same_step():
     torch.testing.assert_close(*losses, atol=1e-4, rtol=0)
 
 
+@pytest.mark.processor
 def test_bf16_trains_in_the_same_direction():
     losses = []
     for precision in ('fp32', 'bf16'):

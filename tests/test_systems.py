@@ -25,6 +25,7 @@ def test_every_preset_is_here():
 
 
 @pytest.mark.parametrize('name', PRESETS)
+@pytest.mark.processor
 def test_trains_saves_restores_and_evaluates(name, scenes, tmp_path, monkeypatch):
     "One step on embedded scenes with a narrow CNN of the preset's kind; its own data choices and loss stay."
     monkeypatch.setitem(BACKBONES, 'vgg16_fcn', lambda weights, stride: VGG16FCN(weights, stride, widths=(8, 7, 6)))

@@ -206,6 +206,7 @@ def test_stages(folder, name, prefix, sample):
 
 
 @pytest.mark.parametrize('folder,name,prefix', networks(('rrn_head', '')))
+@pytest.mark.processor
 def test_rrn_gradients(folder, name, prefix):
     ref = Reference(folder, name)
     check_gradients(from_tf(ref.variables()), ref, 1, 'image', {m: f's1/grad_feat/{m}' for m in ('C3', 'C4', 'C5')})
@@ -222,6 +223,7 @@ def test_dlstm_gradients(folder, name, prefix):
 
 @pytest.mark.parametrize('run,lr,decay,steps,kept', [('train_default', 2.5e-4, 800_000, 3, (1, 3)), ('train_fastlr', .01, 4, 6, (3, 6))])
 @pytest.mark.parametrize('folder,name,prefix', networks(('rrn_head', '')))
+@pytest.mark.processor
 def test_rrn_training(folder, name, prefix, run, lr, decay, steps, kept):
     "In 64 bits: six steps at a high rate amplify what 32 bits round, by another amount on each processor."
     ref = Reference(folder, name)
