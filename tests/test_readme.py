@@ -37,3 +37,19 @@ def test_no_paths_of_a_machine():
         if path.suffix in ('.ipynb', '.md', '.json', '.csv', '.py'):
             text = path.read_text()
             for place in ('/root/', '/work/', '/home/', 'site-packages'): assert place not in text, (path, place)
+
+
+SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}
+
+
+def test_its_lines_for_asking_run_as_they_stand(scenes, tmp_path, monkeypatch):
+    "With the newest finished run, as after the first command."
+    from rrn.train import open_job, run_job
+    tiny = dict(image_size=48, iterations=3, D_Q=6, D_I=6, D_S=6, embed_dim=6, device='cpu')
+    run_job(open_job(data_root=str(scenes), folder=str(tmp_path), **tiny))
+    monkeypatch.setattr('rrn.record.runs_folder', lambda folder='': tmp_path)
+    lines, = re.findall(r'```python\n(.*?)```', TEXT, re.S)
+    names = {}
+    exec(lines, names)
+    assert names['mask'].shape == names['probability'].shape and names['mask'].ndim == 2
+    assert names['mask'].dtype == bool
