@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LEVELS', 'COLOURS', 'STRIDES', 'HEADS', 'EXAMPLES', 'NORMS', 'BACKBONES', 'LATER', 'ALIASES', 'UNITS', 'LEAVES',
            'NORM_LEAVES', 'Backbone', 'Rehearsal', 'rehearse', 'plain_tensor', 'load_weights', 'load_pickled',
-           'fit_weights', 'ResNet101', 'Block', 'SmallResNet', 'TimmBackbone', 'stage_parameters', 'freeze',
-           'build_backbone', 'pad_same', 'ConvNorm', 'Bottleneck', 'DeepLabTF', 'caffe_name', 'deeplab_resnet101_tf',
-           'backbone_to_tf']
+           'fit_weights', 'cnn_state', 'ResNet101', 'Block', 'SmallResNet', 'TimmBackbone', 'stage_parameters',
+           'freeze', 'build_backbone', 'cnn_checksum', 'pad_same', 'ConvNorm', 'Bottleneck', 'DeepLabTF', 'caffe_name',
+           'deeplab_resnet101_tf', 'backbone_to_tf']
 
 # %% ../nbs/08_backbone.ipynb #d78ec2b4
-import difflib, importlib, io, pickle, re, zipfile
+import difflib, hashlib, importlib, io, pickle, re, zipfile
 from collections import OrderedDict
 from pathlib import Path
 import numpy as np
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from .core import RRNError, assets, one_of
 from .image import BGR_MEAN
+from .pretrained import NAMED_WEIGHTS, RANDOM, find_weights, lite_as_timm
 from .refer import PlainOpcodes, PlainUnpickler, plain_opcodes
 
 # %% ../nbs/08_backbone.ipynb #fcab8a5c
@@ -135,22 +136,18 @@ def fit_weights(module:nn.Module, # receives the weights
     module.load_state_dict(state, strict=False)
 
 # %% ../nbs/08_backbone.ipynb #c46aaa14
-def _download(name):
-    "torchvision's own weights called `name`; `RRNError` saying which file to place where if they cannot be fetched."
-    from torchvision import models
-    choices = dict(imagenet=models.ResNet101_Weights.IMAGENET1K_V1,
-                   deeplab=models.segmentation.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1)
-    chosen = choices[name]
-    try: return chosen.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as e:
-        place = Path(torch.hub.get_dir())/'checkpoints'/Path(chosen.url).name
-        raise RRNError(f"weights={name!r} could not be downloaded ({e}). Fetch {chosen.url} on another machine and save it as "
-                       f"{place}, or give the path of the file as weights.") from e
+def cnn_state(backbone:str,    # a network's name
+              weights          # a name of `NAMED_WEIGHTS`, or a path; None: random
+             ) -> dict:        # None for random weights
+    "Name -> tensor of the file with a CNN's weights; `RRNError` if it cannot be had."
+    file = find_weights(backbone, weights) if weights else None
+    return file and load_weights(file)
 
 def _under_backbone(state):
     "Only what stands under 'backbone.' if anything does (a segmentation model), else everything."
     inner = {k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')}
     return inner or state
+
 
 # %% ../nbs/08_backbone.ipynb #66078016
 class ResNet101(Backbone):
@@ -167,9 +164,8 @@ class ResNet101(Backbone):
         from torchvision.models import resnet101
         self.net = resnet101(weights=None, replace_stride_with_dilation=dilate)
         self.net.fc = nn.Identity()
-        if weights is not None:
-            state = _download(weights) if weights in ('imagenet', 'deeplab') else load_weights(weights)
-            fit_weights(self.net, _under_backbone(state), f"weights {weights}")
+        state = cnn_state('resnet101', weights)
+        if state: fit_weights(self.net, _under_backbone(state), f"weights {weights}")
 
     def forward(self, images):
         "The five maps of (B, 3, H, W) images in 0..255."
@@ -216,8 +212,8 @@ class SmallResNet(Backbone):
             step = 2 if stride < output_stride else 1
             stride, dilation = stride*step, dilation if step == 2 else dilation*2
             self.add_module(f'conv{i + 1}', Block(widths[i - 1], widths[i], step, dilation))
-        if weights == 'embedded': weights = assets()/'small.safetensors'
-        if weights is not None: fit_weights(self, load_weights(weights), f"weights {weights}")
+        state = cnn_state('small', weights)
+        if state: fit_weights(self, state, f"weights {weights}")
 
     def forward(self, images):
         "The five maps of (B, 3, H, W) images in 0..255."
@@ -233,8 +229,6 @@ def _timm_pyramid(name, options):
     except (TypeError, AssertionError, NotImplementedError, ValueError, RuntimeError, AttributeError, KeyError) as e:
         raise RRNError(f"timm's {name} gives no feature pyramid with {options} ({e}). "
                        f"Networks that do: {', '.join(EXAMPLES)}.") from e
-    except OSError as e:
-        raise RRNError(f"timm's weights of {name} could not be downloaded ({e}). Give a local file as weights.") from e
 
 EXAMPLES = ('resnet18', 'resnet50', 'resnetv2_50', 'resnext50_32x4d', 'mobilenetv2_100', 'mobilenetv3_large_100',
             'mobilenetv4_conv_small', 'efficientnet_b0', 'tf_efficientnetv2_s', 'convnext_tiny', 'regnety_016', 'cspdarknet53')
@@ -244,13 +238,14 @@ class TimmBackbone(Backbone):
     "The last five levels of a timm network's feature pyramid."
     def __init__(self,
                  name,               # a timm model name
-                 weights=None,       # None (random), 'imagenet' (timm's download), or a file
+                 weights=None,       # None (random), 'imagenet' (timm's own), or a file
                  output_stride=8,    # stride of the last level
                  pad_type='',        # '' (symmetric) or 'same' (TensorFlow's; EfficientNet and MobileNet families)
                  mean_std='default'  # 'default' (as timm recorded for the network), 'imagenet' or 'inception' (-1..1)
                 ):
         one_of('mean_std', mean_std, ['default', *COLOURS]); one_of('pad_type', pad_type, ['', 'same'])
-        options = dict(output_stride=output_stride, pretrained=weights == 'imagenet')
+        state = cnn_state(name, weights)
+        options = dict(output_stride=output_stride, pretrained=False)
         net = _timm_pyramid(name, options | (dict(pad_type=pad_type) if pad_type else {}))
         info = net.feature_info
         levels = LEVELS[-len(info.channels()):]
@@ -259,7 +254,8 @@ class TimmBackbone(Backbone):
         super().__init__(name, last(info.channels()), last(info.reduction()), last(info.module_name()),
                          *COLOURS.get(mean_std, recorded))
         self.net = net
-        if weights not in (None, 'imagenet'): fit_weights(net, load_weights(weights), f"weights {weights}")
+        blocks = [n.split('.')[1:3] for n in net.state_dict() if n.startswith('blocks.')]
+        if state: fit_weights(net, lite_as_timm(state, list(dict.fromkeys(map(tuple, blocks)))), f"weights {weights}")
 
     def forward(self, images):
         "The maps of (B, 3, H, W) images in 0..255, lowest level first."
@@ -303,7 +299,7 @@ ALIASES = {'mobilenetv2_100_deeplab': dict(name='mobilenetv2_100', pad_type='sam
 
 def _resolve(name, weights):
     "The alias that `weights` ask for, else `name`; `RRNError` if nobody knows it."
-    if weights and 'deeplab' in Path(weights).name and f'{name}_deeplab' in ALIASES:
+    if weights and weights not in NAMED_WEIGHTS and 'deeplab' in Path(weights).name and f'{name}_deeplab' in ALIASES:
         print(f"note: {Path(weights).name} are DeepLab weights, so backbone {name!r} is taken as {name + '_deeplab'!r} "
               "(TensorFlow's padding, colours in -1..1).")
         return f'{name}_deeplab'
@@ -317,16 +313,26 @@ def _resolve(name, weights):
 
 # %% ../nbs/08_backbone.ipynb #982d65b9
 def build_backbone(name:str,        # a key of BACKBONES or LATER, an alias, or a timm model
-                   weights=None,    # None (random), a file, or 'imagenet', 'deeplab', 'embedded' where the network offers it
+                   weights=None,    # None or 'random', a file, or a name of `NAMED_WEIGHTS` that the network offers
                    output_stride=8  # stride of C5
                   ) -> Backbone:
     "The backbone called `name`, not yet frozen. Raises `RRNError` for unknown names and unfit weights."
+    weights = None if weights == RANDOM else weights
     name = _resolve(name, weights)
     if name in LATER: importlib.import_module(LATER[name])
     if name in BACKBONES: return BACKBONES[name](weights, output_stride)
     net = TimmBackbone(**({'name': name} | ALIASES.get(name, {})), weights=weights, output_stride=output_stride)
     net.name = name
     return net
+
+# %% ../nbs/08_backbone.ipynb #5fa0c3d2
+def cnn_checksum(backbone:Backbone) -> str:
+    "SHA-256 over names, shapes and values of all that the CNN computes with, 64 hexadecimal digits."
+    digest = hashlib.sha256(backbone.name.encode())
+    for name, tensor in backbone.state_dict().items():
+        digest.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 # %% ../nbs/08_backbone.ipynb #31e47dd1
 def pad_same(x:torch.Tensor,      # (B, C, h, w)

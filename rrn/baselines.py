@@ -10,7 +10,7 @@ __all__ = ['SYSTEMS', 'VOC', 'MultimodalLSTM', 'stretch', 'RMIHead', 'VGG16FCN',
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .backbone import BACKBONES, Backbone, COLOURS, ResNet101, _download, build_backbone, fit_weights, load_weights
+from .backbone import BACKBONES, Backbone, COLOURS, ResNet101, build_backbone, cnn_state, fit_weights, load_weights
 from .core import RRNError, one_of
 from .fusion import Fusion, SentenceEncoder, l2_normalise, words_first
 from .image import coordinates
@@ -111,7 +111,7 @@ class RMIHead(nn.Module):
 class VGG16FCN(Backbone):
     "VGG-16 with fc6, fc7 and fc8 as convolutions; C5 is the map of class scores at stride 32."
     def __init__(self,
-                 weights=None,               # None (random), 'imagenet' (torchvision's download), or a file of a torchvision VGG-16
+                 weights=None,               # None (random), 'imagenet' (torchvision's), or a file of a torchvision VGG-16
                  output_stride=32,           # 32; there is no other
                  widths=(4096, 4096, 1000)   # outputs of fc6, fc7, fc8
                 ):
@@ -123,20 +123,13 @@ class VGG16FCN(Backbone):
             if isinstance(layer, nn.MaxPool2d): layer.ceil_mode = True           # TensorFlow's SAME: no row is dropped
         self.fc6 = nn.Conv2d(512, widths[0], 7, padding=3)
         self.fc7, self.fc8 = nn.Conv2d(widths[0], widths[1], 1), nn.Conv2d(widths[1], widths[2], 1)
-        if weights is not None: fit_weights(self, as_convolutions(_vgg_file(weights)), f"weights {weights}")
+        state = cnn_state('vgg16_fcn', weights)
+        if state: fit_weights(self, as_convolutions(state), f"weights {weights}")
 
     def forward(self, images):
         "{'C5': (B, 1000, H/32, W/32)} of (B, 3, H, W) images in 0..255; no ReLU after fc8."
         x = self.conv(self.normalise(images))                                    # (B, 512, H/32, W/32)
         return {'C5': self.fc8(F.relu(self.fc7(F.relu(self.fc6(x)))))}
-
-def _vgg_file(weights):
-    "The state of a torchvision VGG-16: downloaded for 'imagenet', else read from a file."
-    if weights != 'imagenet': return load_weights(weights)
-    from torchvision.models import VGG16_Weights
-    try: return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as e:
-        raise RRNError(f"weights='imagenet' of VGG-16 could not be downloaded ({e}). Give the path of torchvision's file as weights.") from e
 
 BACKBONES['vgg16_fcn'] = VGG16FCN
 
@@ -217,12 +210,12 @@ class SegmentationModel(nn.Module):
         return self(images).argmax(1) == self.classes.index(one_of('class', name, self.classes))
 
 # %% ../nbs/14_baselines.ipynb #6c08c40c
-def torchvision_deeplab(weights='deeplab'   # 'deeplab' (download) or a file of DeepLabV3-ResNet101
+def torchvision_deeplab(weights='deeplab'   # 'deeplab' or a file of DeepLabV3-ResNet101
                        ) -> SegmentationModel:
     "torchvision's DeepLabV3-ResNet101 for the classes of VOC, in evaluation mode."
     from torchvision.models.segmentation.deeplabv3 import DeepLabHead
     backbone = ResNet101(weights)
-    state = _download(weights) if weights == 'deeplab' else load_weights(weights)
+    state = cnn_state('resnet101', weights)
     head = DeepLabHead(2048, len(VOC))
     fit_weights(head, {k.removeprefix('classifier.'): v for k, v in state.items() if k.startswith('classifier.')}, f"weights {weights}")
     return SegmentationModel(backbone, head).eval()

@@ -8,7 +8,7 @@ __all__ = ['CANNOT_WRITE', 'PACKAGES', 'HELD', 'RRNError', 'one_of', 'repo_root'
            'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool', 'new_folder']
 
 # %% ../nbs/00_core.ipynb #94af2275
-import contextlib, difflib, errno, hashlib, importlib.metadata, json, multiprocessing, os, platform, random, re, shutil, subprocess, tempfile, threading, zlib
+import contextlib, difflib, errno, hashlib, importlib.metadata, json, multiprocessing, os, platform, random, re, shutil, subprocess, tempfile, threading, time, zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -123,10 +123,12 @@ def sha256_of(path) -> str:
     "SHA-256 of a file's content, 64 hexadecimal digits."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+def _no_number(text): raise ValueError(f'{text} is no number')
+
 def read_json(path, what='file'):
     "The JSON in `path`. Raises `RRNError` naming `what` it should have been when it is missing or not JSON."
     content = file_bytes(path, what)
-    try: return json.loads(content.decode('utf-8'))
+    try: return json.loads(content.decode('utf-8'), parse_constant=_no_number)
     except (ValueError, RecursionError) as e:
         raise RRNError(f"{what} {path} is not valid JSON ({e}); fetch or write it again.") from e
 
@@ -184,18 +186,28 @@ def _cpu_model():
 HELD = set()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=lambda: [lock.close() for lock in HELD])      # where there is fork
 
-@contextlib.contextmanager
-def locked(folder):
-    "Hold `folder` for this process alone; `RRNError` if another process holds it."
+def _try_lock(file):
+    "Lock an open file unless another process has; whether that went well."
     import fcntl
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError: return False
+    return True
+
+@contextlib.contextmanager
+def locked(folder,           # made if it is not there
+           wait:float=0.,    # seconds to wait for a process that holds it
+           name='.lock'      # of the file that is locked
+          ):
+    "Hold `folder` for this process alone; `RRNError` if another process holds it."
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder/'.lock', 'w')
+        lock = open(folder/name, 'w')
     with lock as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RRNError(f"{folder} is in use by another run. Wait for it to end, or choose another run name.") from None
+        while not _try_lock(f):
+            if wait <= 0: raise RRNError(f"{folder} is in use by another run. Wait for it to end, or choose another run name.")
+            time.sleep(.05)
+            wait -= .05
         HELD.add(f)
         try: yield folder
         finally: HELD.remove(f)

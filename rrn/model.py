@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST_ONE', 'AT_LEAST_ZERO', 'RELEASED', 'PRESETS', 'HEADS', 'MAPS_VERSION', 'DTYPES', 'Config',
-           'as_type', 'check_config', 'preset', 'Head', 'RRN', 'FeatureCache', 'map_shapes', 'map_values', 'maps_key',
-           'FeatureFiles', 'checksum', 'feature_cache']
+           'as_type', 'check_config', 'preset', 'Head', 'configured_cnn', 'RRN', 'FeatureCache', 'map_shapes',
+           'map_values', 'maps_key', 'FeatureFiles', 'checksum', 'feature_cache']
 
 # %% ../nbs/12_model.ipynb #201e5d1c
-import hashlib, json, zlib
+import hashlib, json, math, zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 import torch
 from torch import nn
-from .backbone import build_backbone, freeze
+from .backbone import build_backbone, cnn_checksum, freeze
 from .core import RRNError, one_of, sweep, versions, whole_file
 from .fusion import Fusion, SentenceEncoder
 from .loss import bilinear
+from .pretrained import RANDOM, default_weights
 from .refine import ACTIVATIONS, Refinement, UPDATES, parse_pyramid
 
 # %% ../nbs/12_model.ipynb #1da02ed5
@@ -29,13 +30,14 @@ class Config:
     image_size: int = 320            # W = H, pixels
     max_words: int = 20
     tokenizer: str = 'words'         # 'words' or 'released'
+    vocabulary: str = ''             # '' (the words of the training sentences), 'released' (the program's file), or a file
     protocol: str = 'rrn'            # how images and masks are resized: 'rrn' or 'released'
     images_per_batch: int = 1
     sentences_per_image: int = 1     # at most; 0: all
     mirror: bool = False             # show half of the batches mirrored, with left and right exchanged
     # CNN (section 3.3)
     backbone: str = 'resnet101'
-    weights: str = ''                # '' (none), 'imagenet', 'deeplab', or a file
+    weights: str = ''                # of the CNN: deeplab, imagenet, released, embedded, random, or a file; '': the network's default
     output_stride: int = 8
     finetune: str = ''               # '' (frozen), or some of 'conv3,conv4,conv5'
     # network (section 3.2)
@@ -80,18 +82,21 @@ CHOICES = dict(tokenizer=['words', 'released'], protocol=['rrn', 'released'], up
                upsample=['probability', 'logits'], resolution=['image', 'feature'], reduction=['mean', 'sum'],
                mapping=['half_pixel', 'tf'], adam=['torch', 'tensorflow'], decay=['decoupled', 'l2'], precision=['fp32', 'bf16'])
 AT_LEAST_ONE = ['image_size', 'max_words', 'images_per_batch', 'embed_dim', 'D_I', 'D_S', 'D_Q', 'kernel', 'score_kernel', 'iterations', 'output_stride']
-AT_LEAST_ZERO = ['sentences_per_image', 'lr', 'lr_end', 'lr_power', 'decay_iterations', 'warmup', 'weight_decay', 'bias_grad_scale', 'clip', 'background_weight']
+AT_LEAST_ZERO = ['seed', 'sentences_per_image', 'lr', 'lr_end', 'lr_power', 'decay_iterations', 'warmup', 'weight_decay', 'bias_grad_scale', 'clip', 'background_weight']
 
 def as_type(name, value, kind):
     "`value` as the field's type: 3.0 and '3' are no int, 1 is a float, a list is joined by commas."
     if kind is float and type(value) is int: return float(value)
     if kind is str and isinstance(value, (list, tuple)): return ','.join(map(str, value))
     if type(value) is not kind: raise RRNError(f"{name}={value!r} is {type(value).__name__}; it should be {kind.__name__}.")
+    if kind is not str and not math.isfinite(value): raise RRNError(f"{name}={value} should be a finite number.")
+    if kind is int and abs(value) >= 2**63: raise RRNError(f"{name}={value} is too large; it should be below 2**63.")
     return value
 
 def check_config(c):
     "Types, names and ranges of a configuration; `RRNError` for the first that is wrong."
     for f in fields(c): object.__setattr__(c, f.name, as_type(f.name, getattr(c, f.name), f.type))
+    if not c.weights: object.__setattr__(c, 'weights', default_weights(c.backbone))
     for name, allowed in CHOICES.items(): one_of(name, getattr(c, name), allowed)
     for names, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
         for name in names:
@@ -107,7 +112,7 @@ def check_config(c):
 
 # %% ../nbs/12_model.ipynb #6581d251
 _batched = dict(images_per_batch=4, sentences_per_image=8, clip=1., warmup=100, word_forget_bias=1., upsample='logits')
-RELEASED = dict(tokenizer='released', protocol='released', word_forget_bias=1., update='released_lstm', start='zero', upsample='logits',
+RELEASED = dict(backbone='deeplab_resnet101_tf', vocabulary='released', tokenizer='released', protocol='released', word_forget_bias=1., update='released_lstm', start='zero', upsample='logits',
                 reduction='sum', mapping='tf', lr_end=1e-5, decay_iterations=800_000, adam='tensorflow', decay='l2', bias_grad_scale=2.)
 PRESETS = {
     'paper': {},
@@ -120,9 +125,9 @@ PRESETS = {
                      protocol='released', word_forget_bias=1., pyramid='', score_kernel=1, background_weight=1/3, decay='l2',
                      images_per_batch=10, iterations=18_000),
     'fast': dict(_batched, lr=1e-3, iterations=22_000, precision='bf16'),
-    'mini': dict(_batched, backbone='mobilenetv2_100', image_size=224, embed_dim=128, D_I=160, D_S=192, D_Q=128, lr=1e-3, sentences_per_image=4, weight_decay=.05, mirror=True,
+    'mini': dict(_batched, backbone='tf_efficientnet_lite0', image_size=224, embed_dim=128, D_I=160, D_S=192, D_Q=128, lr=1e-3, sentences_per_image=4, weight_decay=.05, mirror=True,
                  iterations=2000),
-    'small': dict(_batched, sentences_per_image=0, backbone='small', weights='embedded', image_size=128, embed_dim=64, D_I=96, D_S=128, D_Q=64,
+    'small': dict(_batched, sentences_per_image=0, backbone='small', image_size=128, embed_dim=64, D_I=96, D_S=128, D_Q=64,
                   lr=3e-3, iterations=3600, dataset='shapes-unc')}
 
 def preset(name:str,      # a key of `PRESETS`
@@ -173,12 +178,19 @@ class Head(nn.Module):
 # %% ../nbs/12_model.ipynb #f569e979
 HEADS = {'rrn': Head}      # the notebook on baselines adds the paper's other systems
 
+def configured_cnn(c:Config):
+    "The CNN of a configuration. A random one is a function of the seed alone, so that it can be made again."
+    if c.weights != RANDOM: return build_backbone(c.backbone, c.weights, c.output_stride)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(c.seed)
+        return build_backbone(c.backbone, RANDOM, c.output_stride)
+
 class RRN(nn.Module):
     "A CNN and a head: pictures and sentences in, logits out."
     def __init__(self, config:Config, vocabulary_size:int):
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(config.backbone, config.weights or None, config.output_stride)
+        self.backbone = configured_cnn(config)
         self.finetuned = tuple(filter(None, config.finetune.split(',')))
         freeze(self.backbone, self.finetuned)
         side = config.image_size // self.backbone.strides['C5']
@@ -243,10 +255,8 @@ def maps_key(model:RRN, dtype:str) -> str:
     c, found = model.config, versions()
     facts = dict(version=MAPS_VERSION, backbone=model.backbone.name, maps=map_shapes(model), image_size=c.image_size, protocol=c.protocol,
                  precision=c.precision, dtype=dtype, versions={p: found.get(p) for p in ('torch', 'torchvision', 'timm', 'pillow')})
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, t in model.backbone.state_dict().items():
-        digest.update(name.encode()); digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    facts['cnn'] = cnn_checksum(model.backbone)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 class FeatureFiles:
     "Maps of images in a folder, one file each; damaged and foreign files count as absent."
@@ -257,7 +267,14 @@ class FeatureFiles:
         self.computed = DTYPES[model.config.precision]
         self.shapes, self.values = map_shapes(model), map_values(model)
         self.sound, self.names, self.writable = set(), {}, True
+        self.check_writable()
         sweep(self.folder, '.*.part')
+
+    def check_writable(self):
+        "`RRNError` if nothing can be kept in the folder: better now than after an epoch."
+        try:
+            with whole_file(self.folder/'.about', sync=False) as f: f.write('Feature maps of a frozen CNN. May be deleted.\n')
+        except OSError as e: raise RRNError(f"feature_cache={self.folder.parent} cannot be used ({e}). Choose a folder that can be written.") from e
 
     def path(self, key):
         "The file for a key of a batch, (picture, whether mirrored)."

@@ -7,14 +7,16 @@ __all__ = ['as_rgb', 'Prediction', 'Predictor', 'case_pictures']
 
 # %% ../nbs/19_predict.ipynb #4f14eb3a
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
 from .core import RRNError
 from .data import read_image
 from .evaluate import autocast
-from .image import fit, image_tensor, unplace
+from .image import fit, image_tensor, mask_out, unplace
 from .loss import upsample_probability
+from .record import find_run
 from .train import open_run
 from .viz import overlay
 
@@ -58,12 +60,13 @@ class Predictor:
 
     @classmethod
     def from_run(cls,
-                 path,            # a run's folder, reports/runs/<run>
+                 path='',         # a run's folder or name; '': the newest finished run
                  device='auto',
                  threshold=.5     # foreground from this probability on
                 ):
         "The model that a run trained. Raises `RRNError` for a folder that is no finished run."
-        model, vocabulary, _ = open_run(path, device)
+        folder = path if len(Path(path).parts) > 1 else find_run(str(path))
+        model, vocabulary, _ = open_run(folder, device)
         return cls(model, vocabulary, threshold)
 
     @torch.inference_mode()
@@ -88,8 +91,9 @@ class Predictor:
         words = self.vocabulary.encode_batch(said, c.max_words).to(self.device)
         with autocast(self.device, c.precision): logits = self.model.head(self.maps, words, torch.zeros(len(said), dtype=torch.long, device=self.device))
         p = upsample_probability(logits.float(), self.placement.size, c.upsample, c.mapping)[:, 0]       # (S, H, W)
+        masks = mask_out(p, self.placement, c.protocol, self.threshold)                                  # (S, height, width), as they are scored
         p = unplace(p, self.placement).cpu().numpy()                                                     # (S, height, width)
-        found = [Prediction(q >= self.threshold, q, s, tuple(self.vocabulary.unknown(s))) for q, s in zip(p, said)]
+        found = [Prediction(m, q, s, tuple(self.vocabulary.unknown(s))) for m, q, s in zip(masks, p, said)]
         return found[0] if isinstance(sentence, str) else found
 
 # %% ../nbs/19_predict.ipynb #d84a3aba

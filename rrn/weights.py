@@ -23,6 +23,7 @@ from .backbone import BACKBONES, UNITS, DeepLabTF, backbone_to_tf, deeplab_resne
 from .baselines import RMIHead
 from .core import RRNError, file_bytes, one_of
 from .model import RRN, Head, preset
+from .pretrained import find_weights
 from .refer import PlainOpcodes, PlainUnpickler, plain_opcodes
 from .refine import ReleasedConvLSTM
 
@@ -621,13 +622,13 @@ def from_port(state    # name -> array or tensor of a PyTorch port of DeepLab-v2
     return deeplab_resnet101_tf({n: w.transpose(2, 3, 1, 0) if w.ndim == 4 else w for n, w in named.items()})
 
 # %% ../nbs/20_weights.ipynb #ecaf2da7
-def released_backbone(weights=None,     # None (random), or a file for `read_checkpoint`
+def released_backbone(weights=None,     # None (random), 'released', or a file for `read_checkpoint`
                       output_stride=8   # 8; there is no other
                      ) -> DeepLabTF:
     "The released program's CNN, its weights read from a file; whatever else the file holds is passed over."
     if output_stride != 8: raise RRNError(f"deeplab_resnet101_tf has a stride of 8, not {output_stride}; set output_stride=8.")
     if weights is None: return DeepLabTF()
-    variables = read_checkpoint(weights)
+    variables = read_checkpoint(find_weights('deeplab_resnet101_tf', weights))
     if any('layer5.' in n for n in variables): return from_port(variables)
     found = {m[1]: v for n, v in weights_only(variables).items() if (m := CNN.search(n))}
     try: return deeplab_resnet101_tf(found)

@@ -14,7 +14,7 @@ from rrn.evaluate import evaluate
 from rrn.train import Run, checkpoints, make_optimiser, open_job, read_log, run_job, runs_folder, sentences_read, update_step
 
 pytest.importorskip('accelerate')
-SIZES = dict(image_size=48, iterations=8, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='', validate_every=4, save_every=4, log_every=2,
+SIZES = dict(image_size=48, iterations=8, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='random', validate_every=4, save_every=4, log_every=2,
              images_per_batch=3, sentences_per_image=3, workers=0)
 
 SCENES = {'train': 8, 'val': 5, 'testA': 2, 'testB': 2}

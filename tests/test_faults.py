@@ -33,7 +33,7 @@ from test_download import DATA, server, zip_of
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
 
-SIZES = dict(image_size=48, iterations=30, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='', validate_every=10, save_every=5, log_every=5)
+SIZES = dict(image_size=48, iterations=30, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='random', validate_every=10, save_every=5, log_every=5)
 SCENES = {'train': 8, 'val': 3, 'testA': 2, 'testB': 2}
 
 

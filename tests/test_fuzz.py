@@ -364,7 +364,7 @@ def safetensor(folder):
     return Fuzzed(made, drawn, in_file(folder/'m.safetensors', lambda p: sound(read_checkpoint(p))), ['m.safetensors'])
 
 
-TINY = preset('small', weights='', embed_dim=6, D_I=6, D_S=6, D_Q=6, image_size=48, iterations=2)
+TINY = preset('small', weights='random', embed_dim=6, D_I=6, D_S=6, D_Q=6, image_size=48, iterations=2)
 
 
 @fuzzed

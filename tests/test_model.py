@@ -25,7 +25,7 @@ class PlainBatch:
 def test_a_step_at_the_papers_sizes(name, device):
     "ResNet-101, 320 x 320, D_I = D_S = 1000, D_Q = 500: forward, backward and update; only the head changes."
     seed_everything(0)
-    model = RRN(preset(name), vocabulary_size=100).to(device)
+    model = RRN(preset(name, weights='random'), vocabulary_size=100).to(device)
     batch = PlainBatch().to(device)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     loss, norm = update_step(model.train(), make_optimiser(model), batch, 0)
@@ -37,7 +37,7 @@ def test_a_step_at_the_papers_sizes(name, device):
 
 def test_finetuning_changes_the_stages_asked_for():
     seed_everything(0)
-    config = preset('small', weights='', finetune='conv4,conv5', image_size=64)
+    config = preset('small', weights='random', finetune='conv4,conv5', image_size=64)
     model = RRN(config, 30).train()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     batch = PlainBatch(); batch.images, batch.masks = batch.images[..., :64, :64], batch.masks[:, :64, :64]
@@ -50,7 +50,7 @@ def test_finetuning_changes_the_stages_asked_for():
 def test_batched_is_one_by_one():
     "Loss and gradients of a batch of three sentences about two images are the means over the sentences alone."
     seed_everything(1)
-    model = RRN(preset('small', weights='', image_size=64), 30)
+    model = RRN(preset('small', weights='random', image_size=64), 30)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     words, image_of, masks = torch.randint(1, 30, (3, 20)), torch.tensor([0, 1, 0]), torch.rand(3, 64, 64) < .3
     words[1, :15] = 0

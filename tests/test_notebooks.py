@@ -22,7 +22,7 @@ def run_folder():
     import shutil, uuid
     name = f'test-{uuid.uuid4().hex[:8]}'
     yield name
-    shutil.rmtree(REPO/'reports'/'runs'/name, ignore_errors=True)
+    shutil.rmtree(REPO/'runs'/name, ignore_errors=True)
 
 
 def execute(notebook, tmp_path, **parameters):
@@ -58,7 +58,7 @@ def test_wrong_parameters_fail_at_once(tmp_path, wrong, message):
 
 def test_train_then_evaluate(tmp_path, scenes, run_folder):
     text = execute('train.ipynb', tmp_path, data_root=str(scenes), run=run_folder, **TINY)
-    folder = REPO/'reports'/'runs'/run_folder
+    folder = REPO/'runs'/run_folder
     metrics = json.loads((folder/'metrics.json').read_text())
     assert set(metrics) == {'shapes-unc val', 'shapes-unc val (shuffled)', 'shapes-unc val (blind)'}
     assert all(0 <= m['overall_iou'] <= 100 and m['protocol'] == 'rrn' for m in metrics.values())
@@ -76,7 +76,7 @@ def test_papermill_command_keeps_the_notebook(tmp_path, scenes, run_folder):
     flags = [w for k, v in (TINY | dict(data_root=str(scenes), run=run_folder, controls=False, iterations=4)).items() for w in ('-p', k, str(v))]
     command = [sys.executable, '-m', 'papermill', str(REPO/'nbs'/'train.ipynb'), 'out.ipynb', *flags]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=os.environ | {'PYTHONWARNINGS': 'ignore'})
-    kept = json.loads((REPO/'reports'/'runs'/run_folder/'train.ipynb').read_text())
+    kept = json.loads((REPO/'runs'/run_folder/'train.ipynb').read_text())
     assert any('Training' in ''.join(c['source']) for c in kept['cells']) and kept['metadata']['papermill']['parameters']['run'] == run_folder
 
 

@@ -168,7 +168,7 @@ NETWORKS = [dict(update=u) for u in UPDATES] + [dict(activation='relu', update='
 def network(i):
     "A small network of every kind, in evaluation mode."
     seed_everything(i)
-    return RRN(preset('small', weights='', image_size=48, embed_dim=8, D_I=8, D_S=8, D_Q=8, **NETWORKS[i]), 12).eval()
+    return RRN(preset('small', weights='random', image_size=48, embed_dim=8, D_I=8, D_S=8, D_Q=8, **NETWORKS[i]), 12).eval()
 
 
 @st.composite
@@ -267,7 +267,7 @@ def scenes(tmp_path_factory):
     samples = open_shapes('unc', root).samples('val')
     vocabulary = Vocabulary.build(s.sentence for s in samples)
     seed_everything(0)
-    model = RRN(preset('small', weights='', image_size=48, embed_dim=8, D_I=8, D_S=8, D_Q=8), len(vocabulary)).eval()
+    model = RRN(preset('small', weights='random', image_size=48, embed_dim=8, D_I=8, D_S=8, D_Q=8), len(vocabulary)).eval()
     return model, samples, Reader(vocabulary, 48), evaluate(model, samples, Reader(vocabulary, 48), threshold=.5)
 
 

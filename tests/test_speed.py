@@ -18,7 +18,7 @@ from rrn.refer import InFile, harmless, open_refer, read_instances, safe_load
 from rrn.referit import open_dataset
 from rrn.train import Run, make_engine, open_job, run_job, update_step
 
-TINY = dict(image_size=48, iterations=6, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='', validate_every=10**6, save_every=3, log_every=3)
+TINY = dict(image_size=48, iterations=6, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='random', validate_every=10**6, save_every=3, log_every=3)
 
 SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}
 

@@ -29,7 +29,7 @@ def test_trains_saves_restores_and_evaluates(name, scenes, tmp_path, monkeypatch
     "One step on embedded scenes with a narrow CNN of the preset's kind; its own data choices and loss stay."
     monkeypatch.setitem(BACKBONES, 'vgg16_fcn', lambda weights, stride: VGG16FCN(weights, stride, widths=(8, 7, 6)))
     cnn = {} if preset(name).backbone == 'vgg16_fcn' else dict(backbone='small')
-    job = open_job(preset=name, data_root=str(scenes), device='cpu', **TINY, weights='', **cnn)
+    job = open_job(preset=name, data_root=str(scenes), device='cpu', **TINY, weights='random', **cnn)
     before = {n: t.clone() for n, t in job.model.state_dict().items()}
     job = replace(job, run=Run(tmp_path/'run'))
     log = run_job(job)
@@ -77,7 +77,7 @@ def test_training_uses_the_background_weight(scenes):
     "The loss of a step is that of the configuration: a background that counts nothing leaves the foreground's part."
     losses = {}
     for weight in (0., 1 / 3, 1.):
-        job = open_job(preset='small', data_root=str(scenes), device='cpu', **TINY, weights='', background_weight=weight)
+        job = open_job(preset='small', data_root=str(scenes), device='cpu', **TINY, weights='random', background_weight=weight)
         batch = read_batch(job.reader(), [g.samples for g in group_by_image(job.samples('train'))[:2]])
         losses[weight] = update_step(job.model, make_optimiser(job.model), batch, 0)[0].item()
     assert 0 < losses[0.] < losses[1.] and losses[1 / 3] == pytest.approx(losses[0.] + (losses[1.] - losses[0.]) / 3)
