@@ -10,7 +10,7 @@ __all__ = ['SIZES', 'COCO_IMAGES', 'COCO_OBJECTS', 'WORDS', 'OPENING', 'SCHEDULE
            'line', 'report_path', 'tables', 'speed_text', 'main']
 
 # %% ../nbs/28_benchmark.ipynb #4018842a
-import argparse, contextlib, json, os, pickle, re, resource, statistics, subprocess, sys, tempfile, time
+import contextlib, json, os, pickle, re, resource, statistics, subprocess, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import rrn
 from .backbone import build_backbone, freeze
-from .core import RRNError, device_name, keep_freed_memory, one_of, pick_device, repo_root, seed_everything, whole_file, write_json
+from .core import CommandLine, RRNError, device_name, keep_freed_memory, one_of, pick_device, repo_root, seed_everything, whole_file, write_json
 from .crf import have_pydensecrf, make_crf
 from .data import Batch, Batches, Reader, group_by_image
 from .evaluate import autocast, predictions
@@ -418,10 +418,12 @@ def speed_text(report:dict) -> str:
 # %% ../nbs/28_benchmark.ipynb #195d562f
 def main(argv=None):
     "`python -m rrn.benchmark --json FILE`"
-    parser = argparse.ArgumentParser(prog='python -m rrn.benchmark', description='Measure speed and memory beside a plain port of the same network.')
+    parser = CommandLine(prog='python -m rrn.benchmark', description='Measure speed and memory beside a plain port of the same network.')
     parser.add_argument('--json', default='', help='file to write; reports/benchmarks/<device>.json if not given')
-    parser.add_argument('--device', default='auto'); parser.add_argument('--precision', default='', choices=['', 'fp32', 'bf16'])
-    parser.add_argument('--sizes', default='paper', choices=list(SIZES)); parser.add_argument('--quick', action='store_true', help='fewer turns, smaller sets: to see that it works')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
+    parser.add_argument('--precision', default='', choices=['', 'fp32', 'bf16'], help='bf16 on a GPU and fp32 on a CPU if not given')
+    parser.add_argument('--sizes', default='paper', choices=list(SIZES), help='of the network')
+    parser.add_argument('--quick', action='store_true', help='fewer turns, smaller sets: to see that it works')
     parser.add_argument('--open', default='1,2,4', help='sizes of the sets that are opened, in multiples of UNC; empty: none')
     given = parser.parse_args(argv)
     try:

@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['SIDES', 'RELATIONS', 'MARGIN', 'RATIO', 'SMALLEST', 'View', 'Object', 'views_of', 'Phrase', 'coordinate', 'related',
            'first_of', 'pick_related', 'meant_in', 'meant', 'class_words', 'objects_of', 'speakable', 'phrases_for',
-           'wordings', 'sentences_for', 'Said', 'generate', 'said_of', 'read_sentences', 'split_images', 'given_splits',
-           'own_picture', 'new_name', 'unique_ids', 'read_own', 'ref_entries', 'place_picture', 'only_spoken_of',
-           'dump_json', 'put_together', 'sentences_or_made', 'open_own', 'convert', 'main']
+           'wordings', 'sentences_for', 'Said', 'generate', 'said_of', 'read_sentences', 'split_images', 'split_sizes',
+           'given_splits', 'own_picture', 'new_name', 'unique_ids', 'read_own', 'ref_entries', 'place_picture',
+           'only_spoken_of', 'dump_json', 'put_together', 'sentences_or_made', 'open_own', 'check_set_name', 'convert',
+           'main']
 
 # %% ../nbs/24_convert.ipynb #cb91aed8
-import argparse, csv, io, json, os, pickle, re, shutil, sys
+import csv, io, json, os, pickle, re, shutil, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePosixPath
 import numpy as np
-from tqdm import tqdm
-from .core import RRNError, derived_rng, file_bytes, new_folder, one_of, read_json, whole_file, write_json
+from .core import CommandLine, RRNError, derived_rng, file_bytes, new_folder, one_of, read_json, whole_file, write_json
 from .data import open_picture
+from .notebook import progress_bar
 from .refer import IMAGE_FOLDER, CocoMask, Instances, ReferringDataset, by_split, checked_size, field, plain_name, read_refer
-from .referit import register_dataset
+from .referit import READERS
 from .text import split_words
 
 # %% ../nbs/24_convert.ipynb #5ff05b9c
@@ -173,7 +174,7 @@ def generate(instances:Instances,           # of `read_instances`
     names = {id: class_words(name) for id, name in instances.categories.items()}
     of_image, said = defaultdict(list), []
     for a in instances.annotations.values(): of_image[a['image_id']].append(a)
-    for image_id, annotations in tqdm(sorted(of_image.items()), desc='making sentences', disable=not progress, mininterval=1):
+    for image_id, annotations in progress_bar(sorted(of_image.items()), 'making sentences', shown=progress):
         objects, classes = objects_of(annotations, instances.images[image_id], names), speakable(annotations, names)
         for target in objects:
             phrases = phrases_for(target, objects, classes, smallest)
@@ -214,9 +215,18 @@ def split_images(images, fractions=(.8, .1, .1), seed:int=0) -> dict:
     if len(fractions) != 3 or not all(0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise RRNError(f"fractions={tuple(fractions)} are not three parts of 1 (train, val, test), such as 0.8 0.1 0.1.")
     images = sorted(images)
-    ends = np.round(np.cumsum(fractions) * len(images)).astype(int)
+    names = np.repeat(['train', 'val', 'test'], split_sizes(len(images), fractions))
     order = derived_rng(seed).permutation(len(images))
-    return {images[i]: ('train', 'val', 'test')[int(np.searchsorted(ends, rank, side='right'))] for rank, i in enumerate(order)}
+    return {images[i]: str(name) for i, name in zip(order, names)}
+
+def split_sizes(n:int, fractions) -> np.ndarray:
+    "How many of `n` pictures go to train, val and test; from two on, one at least to train and one to validate on."
+    sizes = np.diff(np.round(np.cumsum((0, *fractions)) * n)).astype(int)
+    for split in (0, 1):
+        if n > 1 and fractions[split] and not sizes[split]:
+            sizes[sizes.argmax()] -= 1
+            sizes[split] += 1
+    return sizes
 
 def given_splits(said:list, image_of:dict) -> dict:
     "Picture -> split as the sentences say; `RRNError` for a picture in two of them."
@@ -316,7 +326,7 @@ def put_together(root:Path, data:dict, files:dict, entries:list, record:dict, li
     "Write a whole data set below `root`: pictures, annotations, references, and the record of how it was made."
     names = {i['id']: i['file_name'] for i in data['images']}
     (root/IMAGE_FOLDER).mkdir(parents=True)
-    for id, source in tqdm(sorted(files.items()), desc='pictures', disable=not progress, mininterval=1):
+    for id, source in progress_bar(sorted(files.items()), 'pictures', shown=progress):
         place_picture(source, root/IMAGE_FOLDER/names[id], link)
     dump_json(root/record['name']/'instances.json', data)
     with whole_file(root/record['name']/f"refs({record['by']}).p", 'wb') as f: pickle.dump(entries, f, protocol=2)
@@ -336,19 +346,27 @@ def sentences_or_made(data:dict, sentences, seed:int, most:int, smallest:float, 
 
 # %% ../nbs/24_convert.ipynb #c7e5f400
 def open_own(root) -> ReferringDataset:
-    "The data set that `convert` wrote to `root`."
+    "The data set that `convert` wrote to `root`, under the name that it was given there."
     record = read_json(Path(root)/'convert.json', 'record of rrn.convert')
     samples = read_refer(root, field(record, 'name', str, 'convert.json'), field(record, 'by', str, 'convert.json'))
-    return ReferringDataset('own', Path(root), by_split(samples, ['train', 'val', 'test']), 'converted')
-
-register_dataset('own', open_own)
+    called = check_set_name(field(dict(dataset='own') | record, 'dataset', str, 'convert.json'))
+    return ReferringDataset(called, Path(root), by_split(samples, ['train', 'val', 'test']), 'converted')
 
 # %% ../nbs/24_convert.ipynb #03a8e572
+def check_set_name(name:str):
+    "`name`, or `RRNError` unless it can be a data set's in records and file names, and is no other set's."
+    if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9_-]{0,40}', name):
+        raise RRNError(f"name={name[:80]!r} cannot be a data set's name: take letters, digits, - and _.")
+    if name != 'own' and (name in READERS or name.startswith('shapes-')):
+        raise RRNError(f"name={name!r} is another data set's; choose a name of its own.")
+    return name
+
 def convert(instances,                  # COCO-format annotations, .json
             images,                     # folder of the pictures
             out,                        # folder of the new data set
             sentences=None,             # .csv or .json of `read_sentences`; None: make them
-            name:str='refcocog',        # folder in the layout
+            name:str='own',             # of the new set, for records of runs; it is opened as 'own' all the same
+            layout:str='refcocog',      # folder in the layout
             by:str='umd',               # who split it, in the layout's words
             fractions=(.8, .1, .1),     # train, val, test, of the pictures; not used if the sentences have a split
             seed:int=0,                 # of splits and made sentences
@@ -359,31 +377,34 @@ def convert(instances,                  # COCO-format annotations, .json
             progress:bool=True
            ) -> ReferringDataset:
     "Write annotations, pictures and sentences as a new data set in the REFER layout, all of it or nothing, and open it. `RRNError` says what does not fit."
-    one_of('name', name, ['refcoco', 'refcoco+', 'refcocog']); one_of('by', by, ['unc', 'google', 'umd'])
+    check_set_name(name)
+    one_of('layout', layout, ['refcoco', 'refcoco+', 'refcocog'])
+    one_of('by', by, ['unc', 'google', 'umd'])
     given = read_sentences(sentences) if sentences else None
     data, files = read_own(instances, images, keep_names, {s.annotation for s in given} if given else None)
     said = sentences_or_made(data, given, seed, most, smallest, progress)
     data, files = only_spoken_of(data, files, said)
     image_of = {a['id']: a['image_id'] for a in data['annotations']}
     split_of = given_splits(said, image_of) if said[0].split else split_images(files, fractions, seed)
-    record = dict(name=name, by=by, instances=Path(instances).name, sentences=Path(sentences).name if sentences else 'made from the annotations',
-                  seed=seed, fractions=None if said[0].split else list(fractions), images=len(files), written=len(said))
+    record = dict(dataset=name, name=layout, by=by, instances=Path(instances).name,
+                  sentences=Path(sentences).name if sentences else 'made from the annotations', seed=seed, fractions=None if said[0].split else list(fractions), images=len(files), written=len(said))
     with new_folder(out) as root:
         put_together(root, data, files, ref_entries(said, data, split_of), record, link, progress)
-        read_refer(root, name, by)                                  # what cannot be read back is not left behind
+        read_refer(root, layout, by)                                  # what cannot be read back is not left behind
     return open_own(out)
 
 # %% ../nbs/24_convert.ipynb #59784519
 def main(argv=None) -> int:
     "Command line of `rrn.convert`; the exit status."
-    parser = argparse.ArgumentParser(prog='python -m rrn.convert', description="Make a data set of your own pictures. See the notebook convert.")
+    parser = CommandLine(prog='python -m rrn.convert', description="Make a data set of your own pictures. See the notebook convert.")
     parser.add_argument('instances', help="annotations in COCO's format, .json")
     parser.add_argument('images', help="folder of the pictures")
     parser.add_argument('out', help="folder of the new data set")
     parser.add_argument('--sentences', help=".csv or .json with annotation_id, sentence and perhaps split; without, sentences are made")
     parser.add_argument('--fractions', type=float, nargs=3, default=(.8, .1, .1), metavar=('TRAIN', 'VAL', 'TEST'), help="parts of the pictures")
     parser.add_argument('--seed', type=int, default=0, help="of splits and made sentences")
-    parser.add_argument('--name', default='refcocog', help="folder in the layout")
+    parser.add_argument('--name', default='own', help="of the new set, in records of runs")
+    parser.add_argument('--layout', default='refcocog', help="folder in the layout")
     parser.add_argument('--by', default='umd', help="who split it, in the layout's words")
     parser.add_argument('--keep-names', action='store_true', help="keep file names instead of giving COCO's")
     parser.add_argument('--link', action='store_true', help="hard-link pictures instead of copying them")
@@ -395,7 +416,8 @@ def main(argv=None) -> int:
         print(e, file=sys.stderr)
         return 1
     print(dataset.counts().to_string())
-    print(f"Read it as data set 'own'; examine it with: python -m rrn.doctor own {given['out']}")
+    print(f"Examine it: python -m rrn.doctor own {given['out']}")
+    print(f"Train on it: papermill nbs/train.ipynb out.ipynb -p dataset own -p data_root {given['out']}")
     return 0
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['CANNOT_WRITE', 'PACKAGES', 'HELD', 'RRNError', 'one_of', 'repo_root', 'assets', 'writing', 'whole_file', 'sweep',
-           'write_json', 'file_bytes', 'sha256_of', 'read_json', 'seed_everything', 'derived_rng', 'pick_device',
-           'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool', 'Absent',
-           'optional', 'new_folder']
+           'write_json', 'file_bytes', 'sha256_of', 'read_json', 'as_path', 'seed_everything', 'derived_rng',
+           'pick_device', 'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool',
+           'Absent', 'optional', 'new_folder', 'CommandLine', 'field_comments', 'settings_help']
 
 # %% ../nbs/00_core.ipynb #94af2275
-import contextlib, difflib, errno, hashlib, importlib, importlib.metadata, json, multiprocessing, os, platform, random, re, shutil, subprocess, tempfile, threading, time, zlib
+import argparse, contextlib, difflib, errno, hashlib, importlib, importlib.metadata, inspect, json, multiprocessing, os, platform
+import random, re, shutil, subprocess, tempfile, threading, time, traceback, zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from pathlib import Path
 import numpy as np
 import psutil
@@ -21,6 +23,13 @@ import torch
 class RRNError(ValueError):
     "Something that the user can put right; the message says what, where and how."
     def __init__(self, message): super().__init__(message if len(message) <= 5000 else f'{message[:3000]} [...] {message[-1500:]}')
+
+    def _render_traceback_(self) -> list:
+        "What IPython shows in place of a page of frames: the message, and in one line the way to it."
+        frames = [f for f in traceback.extract_tb(self.__traceback__) if f.name != 'run_code']
+        way = ' > '.join(f'line {f.lineno} of the cell' if f.name == '<module>' else f.name for f in frames)
+        last = f': {Path(frames[-1].filename).name}, line {frames[-1].lineno}' if frames else ''
+        return [f'RRNError: {self}', f'(at {way}{last})']
 
 # %% ../nbs/00_core.ipynb #d63f66c9
 def one_of(name:str,          # what is being chosen, for the message
@@ -132,6 +141,14 @@ def read_json(path, what='file'):
     try: return json.loads(content.decode('utf-8'), parse_constant=_no_number)
     except (ValueError, RecursionError) as e:
         raise RRNError(f"{what} {path} is not valid JSON ({e}); fetch or write it again.") from e
+
+# %% ../nbs/00_core.ipynb #abb1f164
+def as_path(path) -> Path:
+    "`path` as a `Path`; `RRNError` if no file can have that name (a NUL byte, letters that the system cannot write)."
+    try: name = os.fsencode(path)
+    except (TypeError, ValueError): name = b'\0'
+    if b'\0' in name: raise RRNError(f"{repr(path)[:200]} is no path that a file can have.")
+    return Path(path)
 
 # %% ../nbs/00_core.ipynb #6cf55f49
 def seed_everything(seed:int):
@@ -265,3 +282,22 @@ def new_folder(path):
             os.rename(part/'all', path)
         except OSError as e: raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another disk.") from e
         finally: shutil.rmtree(part, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #9c80b1f3
+class CommandLine(argparse.ArgumentParser):
+    "The arguments of a command; a wrong one ends it with status 2 and one line."
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message): self.exit(2, f'error: {message} (see {self.prog} --help)\n')
+
+def field_comments(source:str) -> dict:
+    "Field -> the comment behind it in the source of a dataclass; '' for none."
+    return dict(re.findall(r'^ +(\w+): \w+ = [^#\n]*(?:# *(.*))?$', source, re.M))
+
+def settings_help(kind) -> str:
+    "A line for each field of a dataclass: name, default, comment (none where there is no source, as in a notebook)."
+    comments = {}
+    with contextlib.suppress(OSError, TypeError): comments = field_comments(inspect.getsource(kind))
+    lines = [f"{f'  {f.name}={f.default}':<32}{comments.get(f.name, '')}" for f in fields(kind)]
+    return '\n'.join(map(str.rstrip, lines))

@@ -10,16 +10,17 @@ __all__ = ['SEVERITIES', 'EXAMPLES', 'TINY', 'SAME', 'MUCH', 'Finding', 'Finding
            'Report', 'report_text', 'root_of', 'examine', 'main']
 
 # %% ../nbs/23_doctor.ipynb #ba3ca42b
-import argparse, hashlib, itertools, sys
+import hashlib, itertools, sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import pycocotools.mask as coco
-from tqdm import tqdm
-from .core import RRNError, one_of, process_pool, read_json, write_json
+from .core import CommandLine, RRNError, one_of, process_pool, read_json, write_json
 from .data import read_image
+from .notebook import progress_bar
 from .refer import EXPECTED, IMAGE_FOLDER, REFER_SETS, by_split, judge_split, read_instances, ref_samples, safe_load
 from .referit import READERS, read_table, region_samples
 from .shapes import REFER_FILES, default_root
@@ -255,10 +256,10 @@ def look(case:Case) -> tuple:
 # %% ../nbs/23_doctor.ipynb #cf892ff2
 def spread(function, tasks, workers:int, progress:bool):
     "`function` of each task, in order: in this process, or in `workers` others."
-    bar = dict(total=len(tasks), desc='looking at pictures', mininterval=1, disable=not progress)
-    if workers < 2: yield from tqdm(map(function, tasks), **bar)
+    bar = partial(progress_bar, desc='looking at pictures', total=len(tasks), shown=progress)
+    if workers < 2: yield from bar(map(function, tasks))
     else:
-        with process_pool(workers) as pool: yield from tqdm(pool.map(function, tasks, chunksize=8), **bar)
+        with process_pool(workers) as pool: yield from bar(pool.map(function, tasks, chunksize=8))
 
 def check_pictures_and_masks(cases:list, findings:Findings, workers:int, limit:int, progress:bool) -> int:
     "Look at the pictures (at most `limit`, 0 for all) and their masks; the number looked at."
@@ -338,7 +339,7 @@ def examine(dataset:str,          # a name that `open_dataset` knows, or 'own' f
             progress:bool=True    # show a bar
            ) -> Report:
     "Examine a data set on disk and change nothing. `RRNError` for an unknown name or folder; all else is in the report."
-    one_of('dataset', dataset, [*READERS, 'own'])
+    one_of('dataset', dataset, READERS)
     root, findings = root_of(dataset, root), Findings()
     if not root.is_dir(): raise RRNError(f"Data set {dataset}: there is no folder {root}. See data/README.md.")
     splits = gather(dataset, root, findings)
@@ -353,8 +354,8 @@ def examine(dataset:str,          # a name that `open_dataset` knows, or 'own' f
 # %% ../nbs/23_doctor.ipynb #72da2366
 def main(argv=None) -> int:
     "Command line of `rrn.doctor`; the exit status."
-    parser = argparse.ArgumentParser(prog='python -m rrn.doctor', description="Examine a data set on disk; nothing is changed.")
-    parser.add_argument('dataset', help=', '.join([*READERS, 'own']))
+    parser = CommandLine(prog='python -m rrn.doctor', description="Examine a data set on disk; nothing is changed.")
+    parser.add_argument('dataset', help=', '.join(READERS))
     parser.add_argument('root', nargs='?', default='', help="folder of the data; default data, or where the embedded sets lie")
     parser.add_argument('--workers', type=int, default=0, help="processes that decode pictures")
     parser.add_argument('--limit', type=int, default=0, help="decode at most so many pictures")

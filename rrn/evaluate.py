@@ -11,13 +11,13 @@ import contextlib, os
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 from .core import RRNError, derived_rng, one_of
 from .data import Batches, Reader, evaluation_order, group_by_image, loader, this_team, workers_alive
 from .image import mask_out
 from .loss import upsample_probability
 from .metrics import SegmentationMetrics
 from .model import RRN
+from .notebook import progress_bar
 
 # %% ../nbs/17_evaluate.ipynb #42b9a074
 def autocast(device, precision:str):
@@ -78,8 +78,8 @@ def evaluate(model:RRN,              # in evaluation mode
     order, team, rows = evaluation_order(group_by_image(samples), images_per_batch), this_team(), []
     numbers = team.share(range(len(order)))                  # of whole batches, so that each is what it would be for one process
     batches = loader(Batches(reader, order, original=True), numbers, pick_workers(workers, device), pin=device.type == 'cuda')
-    bar = tqdm(batches, total=len(numbers), desc=progress, disable=not progress or not team.leads, mininterval=2, ncols=90)
-    for number, batch in zip(numbers, bar):
+    bar = progress_bar(batches, progress, len(numbers), bool(progress) and team.leads)
+    for batch, number in zip(bar, numbers):                  # the bar comes first, so that it sees its end
         if words != 'own': batch.words = reader.vocabulary.encode_batch([said[s.sent_id] for s in batch.samples], reader.max_words, allow_empty=True)
         found = predictions(model, batch.to(device), threshold, crf) if batch.samples else []
         rows.append((number, [score(*row) for row in zip(batch.samples, batch.masks, found)]))

@@ -9,12 +9,12 @@ __all__ = ['TABLE1', 'OTHERS', 'APART', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2
            'unlock_if_alone', 'pairs', 'draw_scenes', 'carry_out', 'main']
 
 # %% ../nbs/29_matrix.ipynb #9e7e6291
-import argparse, contextlib, functools, os, subprocess, sys, tempfile
+import contextlib, functools, os, subprocess, sys, tempfile
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 import torch
-from .core import RRNError, one_of, repo_root
+from .core import CommandLine, RRNError, one_of, repo_root
 from .model import Config, preset
 from .shapes import ensure
 from .train import Run, rows_file, run_name, runs_folder
@@ -255,8 +255,9 @@ def carry_out(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
 
 def main(argv=None):
     "`python -m rrn.matrix train|evaluate <run> [name=value ...]`"
-    parser = argparse.ArgumentParser(prog='python -m rrn.matrix', description='Train or evaluate one run of the tables.')
-    parser.add_argument('step', choices=STEPS); parser.add_argument('run', help='its name, as the workflow lists it')
+    parser = CommandLine(prog='python -m rrn.matrix', description='Train or evaluate one run of the tables.')
+    parser.add_argument('step', choices=STEPS, help='what to do')
+    parser.add_argument('run', help='its name, as the workflow lists it')
     parser.add_argument('settings', nargs='*', help='matrix=embedded iterations=100 runs_per_gpu=2 ...')
     given = parser.parse_args(argv)
     try:

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST_ONE', 'AT_LEAST_ZERO', 'RELEASED', 'PRESETS', 'HEADS', 'MAPS_VERSION', 'DTYPES', 'Config',
-           'as_type', 'check_config', 'preset', 'Head', 'configured_cnn', 'RRN', 'FeatureCache', 'map_shapes',
-           'map_values', 'maps_key', 'FeatureFiles', 'checksum', 'feature_cache']
+           'as_type', 'check_config', 'preset', 'one_map', 'Head', 'configured_cnn', 'RRN', 'FeatureCache',
+           'map_shapes', 'map_values', 'maps_key', 'FeatureFiles', 'checksum', 'feature_cache']
 
 # %% ../nbs/12_model.ipynb #201e5d1c
 import hashlib, json, math, zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 import torch
+import torch.nn.functional as F
 from torch import nn
 from .backbone import build_backbone, cnn_checksum, freeze
 from .core import RRNError, one_of, sweep, versions, whole_file
@@ -139,6 +140,18 @@ def preset(name:str,      # a key of `PRESETS`
     return Config(**PRESETS[one_of('preset', name, PRESETS)] | {k: v for k, v in overrides.items() if v is not None})
 
 # %% ../nbs/12_model.ipynb #771339bc
+def one_map(conv:nn.Conv2d,   # of odd kernel size, to one channel
+            x                 # (S, D, h, w)
+           ):                 # (S, 1, h, w)
+    "`conv(x)`; on a processor as one product with all k x k weights of a position, whose results are shifted and added up."
+    k = conv.kernel_size[0]
+    if k == 1 or x.is_cuda: return conv(x)
+    parts = F.conv2d(x, conv.weight.permute(2, 3, 0, 1).reshape(k * k, -1, 1, 1))            # (S, k k, h, w)
+    parts = F.pad(parts, [k // 2] * 4)
+    h, w = x.shape[-2:]
+    shifted = [parts[:, i:i + 1, i // k:i // k + h, i % k:i % k + w] for i in range(k * k)]
+    return torch.stack(shifted).sum(0) + conv.bias.view(1, 1, 1, 1)
+
 class Head(nn.Module):
     "The recurrent refinement network on top of a CNN's feature maps (section 3.2)."
     def __init__(self,
@@ -168,7 +181,7 @@ class Head(nn.Module):
                ):
         "Logits (S, 1, h, w), or (S, 1, H, W) with `size`."
         q = self.localise(features, words, image_of)
-        logits = self.score(self.refine(q, features, image_of))           # (S, 1, h, w)
+        logits = one_map(self.score, self.refine(q, features, image_of))  # (S, 1, h, w)
         return logits if size is None else bilinear(logits.float(), size, self.config.mapping)
 
     def states(self, features, words, image_of=None):
@@ -273,7 +286,7 @@ class FeatureFiles:
     def check_writable(self):
         "`RRNError` if nothing can be kept in the folder: better now than after an epoch."
         try:
-            with whole_file(self.folder/'.about', sync=False) as f: f.write('Feature maps of a frozen CNN. May be deleted.\n')
+            with whole_file(self.folder.parent/'README', sync=False) as f: f.write('Feature maps of frozen CNNs, which may be deleted.\n')
         except OSError as e: raise RRNError(f"feature_cache={self.folder.parent} cannot be used ({e}). Choose a folder that can be written.") from e
 
     def path(self, key):

@@ -6,37 +6,48 @@
 __all__ = ['as_rgb', 'Prediction', 'Predictor', 'case_pictures']
 
 # %% ../nbs/19_predict.ipynb #4f14eb3a
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
 from .core import RRNError
-from .data import read_image
+from .data import read_image, rgb_of, upright_of
 from .evaluate import autocast
 from .image import fit, image_tensor, mask_out, unplace
 from .loss import upsample_probability
 from .record import find_run
+from .refer import checked_size
 from .train import open_run
 from .viz import overlay
 
 # %% ../nbs/19_predict.ipynb #d2ebf06e
-def as_rgb(image    # path, PIL image, array (H, W[, 3]) or tensor (3, H, W)
+def as_rgb(image    # path, PIL image, array (H, W[, 3 or 4]) or tensor (3 or 4, H, W)
           ) -> np.ndarray:   # (H, W, 3) uint8
-    "Any picture as RGB; `RRNError` for what is none. Floats are in 0..1, integers in 0..255."
-    if isinstance(image, Image.Image):
-        try: return np.asarray(image.convert('RGB'))
-        except (OSError, ValueError) as e: raise RRNError(f"the picture cannot be decoded ({e}).") from e
-    if isinstance(image, torch.Tensor): image = image.detach().cpu().numpy().transpose(1, 2, 0) if image.ndim == 3 else image.detach().cpu().numpy()
-    if not isinstance(image, np.ndarray): return read_image(image)
-    if image.ndim == 2: image = np.repeat(image[..., None], 3, 2)
+    "Any picture as RGB; `RRNError` for what is none. Floats are in 0..1, integers in 0..255, true is 255; no alpha."
+    if isinstance(image, Image.Image): return _opened(image)
+    if isinstance(image, torch.Tensor): image = _channels_last(image.detach().cpu().numpy())
+    if not isinstance(image, np.ndarray): return read_image(image, upright=True)
     if image.dtype.kind not in 'buif': raise RRNError(f"a picture should hold numbers, not {image.dtype}.")
-    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+    if image.ndim == 2: image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or not image.size:
         raise RRNError(f"a picture should have the shape (H, W, 3), or (3, H, W) as a tensor, not {image.shape}.")
-    return _as_bytes(image)
+    checked_size(*image.shape[:2], "a picture")
+    return np.repeat(_as_bytes(image), 3, 2) if image.shape[2] == 1 else _as_bytes(image[..., :3])
+
+def _channels_last(image): return image.transpose(1, 2, 0) if image.ndim == 3 else image
+
+def _opened(image):
+    "A PIL image as RGB, as one sees it."
+    checked_size(*image.size[::-1], "the picture")
+    try: return as_rgb(np.asarray(upright_of(image))) if image.mode in ('I', 'F') else rgb_of(upright_of(image))
+    except RRNError: raise
+    except Exception as e: raise RRNError(f"the picture cannot be decoded ({e}).") from e     # damage has many forms
 
 def _as_bytes(image):
     "Numbers as uint8; `RRNError` when they are out of range."
+    if image.dtype == bool: return image * np.uint8(255)
     top = 1 if image.dtype.kind == 'f' else 255
     if not np.isfinite(image).all() or image.min() < 0 or image.max() > top:
         raise RRNError(f"a picture of {image.dtype} should have values from 0 to {top}, not {image.min():g} to {image.max():g}.")
@@ -57,6 +68,7 @@ class Predictor:
     "A trained model and, once `set_image` was called, a picture to ask about."
     def __init__(self, model, vocabulary, threshold:float=.5):
         self.model, self.vocabulary, self.threshold, self.maps = model.eval(), vocabulary, threshold, None
+        self.warned = set()      # words never seen that a warning has named
 
     @classmethod
     def from_run(cls,
@@ -83,18 +95,29 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, sentence):
-        "A `Prediction` for a sentence, or a list of them for a list. Raises `RRNError` without a picture or words."
+        """A `Prediction` for a sentence, or a list of them for a list. Raises `RRNError` without a picture or words;
+        warns, once of each, of words that the model has never seen."""
         if self.maps is None: raise RRNError('there is no picture yet: call set_image first.')
         said = [sentence] if isinstance(sentence, str) else list(sentence)
         if not said: return []
+        unknown = [tuple(self.vocabulary.unknown(s)) for s in said]
+        self._warn(unknown)
         c = self.model.config
         words = self.vocabulary.encode_batch(said, c.max_words).to(self.device)
         with autocast(self.device, c.precision): logits = self.model.head(self.maps, words, torch.zeros(len(said), dtype=torch.long, device=self.device))
         p = upsample_probability(logits.float(), self.placement.size, c.upsample, c.mapping)[:, 0]       # (S, H, W)
         masks = mask_out(p, self.placement, c.protocol, self.threshold)                                  # (S, height, width), as they are scored
         p = unplace(p, self.placement).cpu().numpy()                                                     # (S, height, width)
-        found = [Prediction(m, q, s, tuple(self.vocabulary.unknown(s))) for m, q, s in zip(masks, p, said)]
+        found = [Prediction(m, q, s, unseen) for m, q, s, unseen in zip(masks, p, said, unknown)]
         return found[0] if isinstance(sentence, str) else found
+
+    def _warn(self, unknown):
+        "One warning that names the words of `unknown` that no warning has named yet."
+        new = [w for w in dict.fromkeys(w for words in unknown for w in words) if w not in self.warned]
+        self.warned.update(new)
+        if not new: return
+        warnings.warn(f"The model has never seen {', '.join(map(repr, new[:20]))} and cannot tell what it means. "
+                      "Say it in other words.", stacklevel=4)
 
 # %% ../nbs/19_predict.ipynb #d84a3aba
 def case_pictures(predictor:Predictor, sample, case) -> list:

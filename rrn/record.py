@@ -10,13 +10,13 @@ __all__ = ['PARTS', 'COUNTED', 'CONDITIONS', 'PATIENCE', 'KEPT', 'data_fingerpri
            'papermill_output', 'keep_notebook', 'main']
 
 # %% ../nbs/18_record.ipynb #ee3a0a2f
-import argparse, gzip, hashlib, json, os, re, shutil, sys, zlib
+import gzip, hashlib, json, os, re, shutil, sys, zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .backbone import cnn_checksum
-from .core import (RRNError, code_version, device_name, locked, new_folder, one_of, read_json, repo_root, sha256_of, sweep, versions,
+from .core import (CommandLine, RRNError, code_version, device_name, locked, new_folder, one_of, read_json, repo_root, sha256_of, sweep, versions,
                       whole_file, write_json)
 from .evaluate import summary
 from .metrics import METRICS
@@ -330,7 +330,7 @@ def keep_notebook(run:Run, name:str) -> str:
 # %% ../nbs/18_record.ipynb #9536456e
 def main(argv=None):
     "`python -m rrn.record publish RUN ...`"
-    parser = argparse.ArgumentParser(prog='python -m rrn.record', description="Copy finished runs from runs/ to the published records in reports/runs.")
+    parser = CommandLine(prog='python -m rrn.record', description="Copy finished runs from runs/ to the published records in reports/runs.")
     parser.add_argument('what', choices=['publish'])
     parser.add_argument('run', nargs='+', help='names of runs')
     parser.add_argument('--replace', action='store_true', help='put them in place of published ones of the same name')

@@ -8,19 +8,15 @@ __all__ = ['read_records', 'results_table', 'markdown', 'cost', 'results_text', 
 # %% ../nbs/21_report.ipynb #23499823
 from pathlib import Path
 import pandas as pd
-from .core import RRNError, read_json, whole_file
+from .core import RRNError, whole_file
 from .metrics import METRICS
-from .train import read_metrics, runs_folder
+from .record import Run, published_folder, read_metrics
 
 # %% ../nbs/21_report.ipynb #6a094372
 def read_records(folder=None) -> list:
-    "The records of all runs with metrics below `folder` (default: the project's), by name: [{'run', 'config', 'metrics', ...}]."
-    found = []
-    for path in sorted(Path(folder or runs_folder()).glob('*/metrics.json')):
-        record = read_json(path.parent/'config.json', 'run record')
-        if not isinstance(record, dict): raise RRNError(f"{path.parent/'config.json'} is no run record.")
-        found.append({'run': path.parent.name, 'metrics': read_metrics(path)} | record)
-    return found
+    "The records of all runs with metrics below `folder` (default: the published ones), by name: [{'run', 'config', 'metrics', ...}]."
+    runs = [Run(path.parent) for path in sorted(Path(folder or published_folder()).glob('*/metrics.json'))]
+    return [{'run': run.name, 'metrics': read_metrics(run.metrics)} | run.record() for run in runs]
 
 def results_table(records) -> pd.DataFrame:
     "One row per run, data set and split (or control), with all metrics in percent."

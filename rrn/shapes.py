@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['coco', 'CURVED', 'ANGULAR', 'CLASSES', 'SQUARE', 'OUTLINES', 'HOLES', 'COLOURS', 'TEXTURES', 'STUFF', 'ZOOM', 'SIDES',
            'RELATIONS', 'SIDE_MARGIN', 'SIZE_RATIO', 'NEAR_RATIO', 'PICK', 'KINDS', 'SELECTORS', 'ORDINALS', 'SPLITS',
-           'SET_SEED', 'VERSION', 'REFER_FILES', 'STUFF_WORDS', 'arc', 'star', 'heart', 'Thing', 'Scene',
+           'SET_SEED', 'VERSION', 'REFER_FILES', 'PARTS', 'STUFF_WORDS', 'arc', 'star', 'heart', 'Thing', 'Scene',
            'draw_classes', 'draw_thing', 'placed', 'coverage', 'paint', 'background', 'shrink', 'compose',
            'seen_pixels', 'draw_scene', 'Phrase', 'fits', 'coordinate', 'pick_size', 'pick_nth', 'pick_side',
            'along_side', 'related', 'pick_related', 'pick_near', 'referents', 'anchors', 'values', 'phrases', 'noun',
            'anchor_name', 'short_wordings', 'long_wordings', 'describe', 'targets', 'split_of', 'segmentation',
-           'image_name', 'save_jpeg', 'annotate', 'family_of', 'wanted', 'scene_records', 'ref_entries', 'in_workers',
-           'write_refer', 'referit_regions', 'mat_bytes', 'referit_records', 'write_referit', 'default_root', 'ensure',
-           'half_written', 'open_shapes']
+           'image_name', 'save_jpeg', 'annotate', 'family_of', 'wanted', 'scene_records', 'ref_entries', 'stamp_file',
+           'stamp', 'stamped', 'begin', 'in_workers', 'write_refer', 'referit_regions', 'mat_bytes', 'referit_records',
+           'write_referit', 'default_root', 'ensure', 'open_shapes']
 
 # %% ../nbs/04_shapes.ipynb #029a8be9
-import io, math, os, pickle
+import io, math, os, pickle, shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.io import savemat
-from tqdm import tqdm
-from .core import derived_rng, locked, one_of, process_pool, repo_root, whole_file, write_json, writing, optional
-from .refer import ReferringDataset, by_split, read_refer
+from .core import RRNError, as_path, derived_rng, locked, one_of, optional, process_pool, read_json, repo_root
+from .core import whole_file, write_json, writing
+from .notebook import progress_bar
+from .refer import IMAGE_FOLDER, ReferringDataset, by_split, read_refer
 from .referit import read_referit, register_dataset
 
 coco = optional('pycocotools.mask', 'drawing the masks of COCO')
@@ -354,7 +355,7 @@ def targets(scene, minimum=.01):
 # %% ../nbs/04_shapes.ipynb #22073155
 SPLITS = {'train': 2400, 'val': 250, 'testA': 150, 'testB': 150}
 SET_SEED = 2018
-VERSION = 1                     # of the drawing; part of the folder's name, so that an older set is never mistaken for a newer one
+VERSION = 1                     # of the drawing: to be raised with every change of what is drawn or said
 
 def split_of(index, sizes=SPLITS):
     "The split that scene number `index` belongs to."
@@ -432,21 +433,51 @@ def ref_entries(records, kind):
                                 sent_ids=[s['sent_id'] for s in sentences], sentences=sentences))
     return entries
 
-# %% ../nbs/04_shapes.ipynb #0ffd9794
+# %% ../nbs/04_shapes.ipynb #ad569604
 REFER_FILES = {'unc': ('refcoco', 'unc'), 'unc+': ('refcoco+', 'unc'), 'gref': ('refcocog', 'umd')}
+PARTS = {'refer': ('images', *(folder for folder, _ in REFER_FILES.values())), 'referit': ('referit',)}    # of a layout
 
+def stamp_file(root, family:str) -> Path:
+    "Where the stamp of a layout ('refer' or 'referit') lies."
+    return Path(root)/f'shapes-{family}.json'
+
+def stamp(seed:int, sizes:dict, whole=True) -> dict:
+    "What says which set this is."
+    return {'drawn by': 'rrn.shapes', 'version': VERSION, 'seed': seed, 'sizes': dict(sizes), 'whole': whole}
+
+def stamped(root, family:str):
+    "The stamp of the set in `root`, None if there is none of ours."
+    try: found = read_json(stamp_file(root, family), 'stamp')
+    except RRNError: return None
+    known = isinstance(found, dict) and found.get('drawn by') == 'rrn.shapes' and type(found.get('seed')) is int
+    sizes = found.get('sizes') if known else None
+    sound = isinstance(sizes, dict) and set(sizes) == set(SPLITS) and all(type(n) is int for n in sizes.values())
+    return found if sound else None
+
+def begin(root, family:str, seed:int, sizes:dict):
+    "Make `root` ready for a set to be drawn; `RRNError` if what lies there was not drawn by this notebook."
+    foreign = [folder for folder in PARTS[family] if (root/folder).exists()]
+    if foreign and not (stamped(root, family) or root == default_root()):
+        raise RRNError(f"{root} holds {', '.join(foreign)}, which are not embedded scenes of rrn "
+                       f"(they lack {stamp_file(root, family).name}). They are left alone; choose another folder.")
+    write_json(stamp_file(root, family), stamp(seed, sizes, whole=False))
+    with writing(root):
+        for folder in foreign: shutil.rmtree(root/folder)
+
+# %% ../nbs/04_shapes.ipynb #0ffd9794
 def in_workers(function, tasks, what, workers=None):
     "`function` over `tasks`, in order, with a progress bar; in worker processes unless `workers` is 1."
     workers = workers or min(8, os.cpu_count() or 1)
-    bar = partial(tqdm, total=len(tasks), desc=what, mininterval=1, ncols=90)
+    bar = partial(progress_bar, desc=what, total=len(tasks))
     if workers == 1: return list(bar(map(function, tasks)))
     with process_pool(workers) as pool:
         return list(bar(pool.map(function, tasks, chunksize=16)))
 
 def write_refer(root, seed=SET_SEED, sizes=SPLITS, workers=None):
-    "Write the three REFER kinds (images, instances.json, refs) below `root`; the index files come last, so a killed run starts again."
+    "Write the three REFER kinds (images, instances.json, refs) below `root`."
     root = Path(root)
-    with writing(root): (root/'images/mscoco/images/train2014').mkdir(parents=True, exist_ok=True)
+    begin(root, 'refer', seed, sizes)
+    with writing(root): (root/IMAGE_FOLDER).mkdir(parents=True, exist_ok=True)
     records = in_workers(scene_records, [(root, seed, i, sizes) for i in range(sum(sizes.values()))], 'drawing scenes', workers)
     images = [dict(id=r['index'] + 1, file_name=image_name(r['index']), height=r['size'][0], width=r['size'][1]) for r in records]
     instances = dict(info=dict(description='rrn shapes', seed=seed, version=VERSION), images=images,
@@ -455,6 +486,7 @@ def write_refer(root, seed=SET_SEED, sizes=SPLITS, workers=None):
     for kind, (folder, by) in REFER_FILES.items():
         write_json(root/folder/'instances.json', instances)
         with whole_file(root/folder/f'refs({by}).p', 'wb') as f: pickle.dump(ref_entries(records, kind), f, protocol=2)
+    write_json(stamp_file(root, 'refer'), stamp(seed, sizes))
 
 # %% ../nbs/04_shapes.ipynb #9e35a850
 STUFF_WORDS = {'sky': ['sky', 'the sky', 'sky at the top'], 'grass': ['grass', 'the grass', 'green ground'],
@@ -487,7 +519,9 @@ def referit_records(task):
 
 def write_referit(root, seed=SET_SEED, sizes=SPLITS, workers=None):
     "Write the ReferIt kind below `root`: pictures, .mat masks, then the query, imcrop and imsize files."
-    root = Path(root); sizes = {'train': sizes['train'], 'val': sizes['val'], 'test': sizes['testA'] + sizes['testB']}
+    root = Path(root)
+    begin(root, 'referit', seed, sizes)
+    given, sizes = sizes, {'train': sizes['train'], 'val': sizes['val'], 'test': sizes['testA'] + sizes['testB']}
     with writing(root):
         for folder in ('images', 'mask'): (root/'referit'/folder).mkdir(parents=True, exist_ok=True)
     records = in_workers(referit_records, [(root, seed, i, sizes) for i in range(sum(sizes.values()))], 'drawing regions', workers)
@@ -496,6 +530,7 @@ def write_referit(root, seed=SET_SEED, sizes=SPLITS, workers=None):
     for split, said in queries.items(): write_json(root/f'referit/referit_query_{split}.json', said)
     write_json(root/'referit/referit_imsize.json', {name: list(map(int, size)) for name, size, _ in records})
     write_json(root/'referit/referit_imcrop.json', {name: list(said) for name, _, said in records})
+    write_json(stamp_file(root, 'referit'), stamp(seed, given))
 
 # %% ../nbs/04_shapes.ipynb #f67f4431
 def default_root() -> Path:
@@ -506,20 +541,16 @@ def ensure(kind:str,      # 'unc', 'unc+', 'gref' or 'referit'
            root=None,     # folder of the set; default: below data/ of the checkout
            **how          # `seed`, `sizes`, `workers` of the writers
           ) -> Path:
-    "Draw the embedded set of `kind` if it is not there yet; its root folder."
-    one_of('kind of shapes', kind, KINDS)
-    root = Path(root or default_root())
-    last = root/('referit/referit_imcrop.json' if kind == 'referit' else 'refcocog/refs(umd).p')
-    if last.exists(): return root                  # written last, so all of it is there
+    """Draw the embedded set of `kind` unless it is there; its root folder. A set of another seed, size or version is
+    drawn anew. In a folder of the user's own, what is not given is that of the set that lies there."""
+    family = 'referit' if one_of('kind of shapes', kind, KINDS) == 'referit' else 'refer'
+    root, kept = (as_path(root), stamped(root, family) or {}) if root else (default_root(), {})
+    seed, sizes = (how.pop(key, kept.get(key, usual)) for key, usual in (('seed', SET_SEED), ('sizes', SPLITS)))
+    there = lambda: stamped(root, family) == stamp(seed, sizes)
+    if there(): return root
     with locked(root):
-        if not last.exists():
-            for half in half_written(root): half.unlink()
-            (write_referit if kind == 'referit' else write_refer)(root, **how)
+        if not there(): (write_referit if kind == 'referit' else write_refer)(root, seed, sizes, **how)
     return root
-
-def half_written(root) -> list:
-    "What a killed drawing left behind in the folders of the set."
-    return [p for folder in ('images', 'referit', *(f for f, _ in REFER_FILES.values())) for p in (root/folder).rglob('.*.part') if p.is_file()]
 
 # %% ../nbs/04_shapes.ipynb #bce45a2b
 def open_shapes(kind:str, root=None) -> ReferringDataset:

@@ -7,30 +7,30 @@ __all__ = ['LOG', 'RUN_OPTIONS', 'LEAST', 'RELEASED_VOCABULARIES', 'EVALUATION_O
            'convolution_weights', 'weight_bytes', 'random_states', 'set_random_states', 'save_checkpoint',
            'checkpoints', 'check_checkpoint', 'restore', 'restore_state', 'check_moments', 'resume_from', 'read_log',
            'Log', 'batch_loss', 'Engine', 'update_step', 'trained_weights', 'gradients', 'team_gradients',
-           'make_engine', 'check_finite', 'Plan', 'Reporter', 'sentences_read', 'train', 'check_options',
+           'make_engine', 'check_finite', 'Plan', 'Reporter', 'sentences_read', 'train', 'RunOptions', 'check_options',
            'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers', 'open_job', 'make_job', 'open_named',
-           'find_vocabulary', 'make_vocabulary', 'check_before_data', 'check_memory', 'run_job', 'begin', 'empty',
-           'finish', 'reopen', 'blind_job', 'open_run', 'check_weights', 'open_evaluation', 'parse_settings',
+           'find_vocabulary', 'make_vocabulary', 'check_before_data', 'check_memory', 'head_bytes', 'run_job', 'begin',
+           'empty', 'finish', 'reopen', 'blind_job', 'open_run', 'check_weights', 'open_evaluation', 'parse_settings',
            'train_job', 'train_together', 'main']
 
 # %% ../nbs/18_train.ipynb #95ee4d36
 import contextlib, hashlib, io, json, math, os, random, shutil, sys, time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
 import safetensors.torch
 import torch
-from tqdm import tqdm
 import rrn.baselines                  # adds the paper's other systems
-from .core import (RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything, sha256_of, sweep, whole_file,
-                      write_json)
+from .core import (CommandLine, RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything,
+                      settings_help, sha256_of, sweep, whole_file, write_json, writing)
 from .backbone import LEVELS, cnn_checksum, rehearse
 from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
 from .evaluate import autocast, evaluate, summary
 from .loss import segmentation_loss
 from .model import HEADS, Config, RRN, feature_cache, preset
+from .notebook import progress_bar
 from .optim import AdamTF, l2_penalty, polynomial_lr
 from .pretrained import find_weights
 from .record import (COUNTED, Run, add_metrics, check_name, check_same, find_run, finish_record, identity_differences, identity_of, keep_notebook, papermill_output,
@@ -53,7 +53,7 @@ def make_optimiser(model:RRN):
         bias = lambda wanted: [p for n, p in named if ('bias' in n and 'lstm' not in n) == wanted]
         return AdamTF([dict(params=bias(False)), dict(params=bias(True), grad_scale=c.bias_grad_scale)], lr=c.lr)
     decay = c.weight_decay if c.decay == 'decoupled' else 0.
-    return torch.optim.AdamW([p for _, p in named], c.lr, weight_decay=decay, fused=all(p.is_cuda for _, p in named) or None)
+    return torch.optim.AdamW([p for _, p in named], c.lr, weight_decay=decay, fused=True)
 
 def convolution_weights(model) -> list:
     "Weights of the trained convolutions: what the released program's L2 term is about."
@@ -170,18 +170,19 @@ class Log:
         kept = read_log(run)
         rows = kept[kept.step <= step].to_dict('records')
         self.rows, self.path = [{k: v for k, v in row.items() if pd.notna(v)} for row in rows], run.log
-        self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1) if team.leads else None
+        with writing(self.path): self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1) if team.leads else None
 
     def add(self, **row):
         "One report; values that are left out stay blank."
         self.rows.append(row)
-        for k, v in row.items() if self.board else ():
-            if k != 'step': self.board.add_scalar(k.replace('val_', 'val/'), v, row['step'])
+        with writing(self.path):
+            for k, v in row.items() if self.board else ():
+                if k != 'step': self.board.add_scalar(k.replace('val_', 'val/'), v, row['step'])
 
     def write(self):
         "Write the log, whole."
         with whole_file(self.path) as f: pd.DataFrame(self.rows, columns=LOG).to_csv(f, index=False, float_format='%.6g')
-        self.board.flush()
+        with writing(self.path): self.board.flush()
 
     def seconds(self):
         "Training time in the rows so far."
@@ -311,7 +312,7 @@ def train(model:RRN,
     team.wait()                                                # nobody writes before all have read
     log = Log(run, start, team); reporter = Reporter(log, order, c)
     batches = loader(Batches(reader, order, mirror=c.mirror, team=team), range(start, end), plan.workers, pin=device.type == 'cuda')
-    bar = tqdm(batches, desc='training', total=c.iterations, initial=start, mininterval=5, ncols=120, disable=not team.leads)
+    bar = progress_bar(batches, 'training', c.iterations, team.leads, initial=start)
     cache = feature_cache(model, len(order.groups), plan.remember, plan.feature_cache, plan.cache_dtype)
     engine = make_engine(model, cache, team, plan.compile)
     model.train()
@@ -329,8 +330,26 @@ def train(model:RRN,
     return read_log(run)
 
 # %% ../nbs/18_train.ipynb #2e966cfa
-RUN_OPTIONS = dict(preset='auto', data_root='', device='auto', run='', folder='', resume=True, on_corrupt='stop', workers=-1, controls=True,
-                   log_every=50, validate_every=1000, save_every=500, feature_cache='', cache_dtype='auto', compile=False)
+@dataclass(frozen=True)
+class RunOptions:
+    "What a training is told besides its configuration."
+    preset: str = 'auto'         # where other fields come from: auto, paper, released, fast, mini, small, ...
+    data_root: str = ''          # folder of the data; '': the project's data/
+    device: str = 'auto'         # auto, cpu, cuda, cuda:1, ...
+    run: str = ''                # name of the run; '': made of what is trained
+    folder: str = ''             # of runs; '': runs/
+    resume: bool = True          # False: forget an earlier run of this name
+    on_corrupt: str = 'stop'     # stop or skip when an image cannot be read
+    workers: int = -1            # processes that decode images; -1: as needed
+    controls: bool = True        # in the notebook: also train and evaluate a model that sees no sentence
+    log_every: int = 50          # updates between rows of the log
+    validate_every: int = 1000   # updates between validations
+    save_every: int = 500        # updates between checkpoints
+    feature_cache: str = ''      # folder to keep a frozen CNN's maps in for other runs; '': none
+    cache_dtype: str = 'auto'    # of those maps: fp32, fp16, bf16; auto: as they are computed
+    compile: bool = False        # compile the network; for long runs on a GPU
+
+RUN_OPTIONS = asdict(RunOptions())
 LEAST = dict(workers=-1, log_every=1, validate_every=1, save_every=1)
 
 def check_options(given:dict, allowed:dict, more=()) -> dict:
@@ -376,6 +395,14 @@ class Job:
 
     def validation_split(self): return 'val' if 'val' in self.dataset.splits else self.dataset.splits[-1]
 
+    def scored_on(self) -> str:
+        "What the metrics after training are about, in words."
+        split = self.validation_split(); some = self.samples(split)
+        what = f"{self.dataset.name} {split}: {len(some):,} expressions about {len({s.image_id for s in some}):,} pictures."
+        if split == 'val': return what
+        trained = ', which it was trained on' if split == self.config.split else ''
+        return f"There is no split val. Scores are those of {split}{trained}. {what}"
+
 def make_reader(c:Config, vocabulary, on_corrupt='stop') -> Reader:
     "The reader that a configuration asks for."
     return Reader(vocabulary, c.image_size, c.max_words, c.protocol, on_corrupt)
@@ -408,7 +435,8 @@ def make_job(config:Config, dataset, options:dict, device) -> Job:
     seed_everything(config.seed)
     model = RRN(config, len(vocabulary))
     identity = identity_of(model, vocabulary, dataset.samples(config.split))
-    run = Run(runs_folder(options['folder'])/check_name(options['run'] or run_name(config)))
+    name = options['run'] or run_name(replace(config, dataset=dataset.name))
+    run = Run(runs_folder(options['folder'])/check_name(name))
     if options['resume']: check_same(run, config, identity)
     return Job(config, dataset, vocabulary, model.on(device), run, options, identity)
 
@@ -449,12 +477,18 @@ def check_before_data(options:dict, overrides:dict, device):
 
 def check_memory(c:Config):
     "`RRNError` if weights, gradients and moments of the head would not fit into this machine's memory."
-    with torch.device('meta'):
-        head = HEADS[one_of('system', c.system, HEADS)](c, dict.fromkeys(LEVELS, 2048), 10_000, (c.image_size // c.output_stride,) * 2)
-    needed = 16 * sum(p.numel() for p in head.parameters()) + 64 * 4 * c.images_per_batch * c.image_size**2
-    there = psutil.virtual_memory().total
+    needed, there = head_bytes(c) + 64 * 4 * c.images_per_batch * c.image_size**2, psutil.virtual_memory().total
     if needed > there:
-        raise RRNError(f"a network of these sizes needs about {needed / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}. Lower D_Q, D_I, D_S, embed_dim or image_size.")
+        raise RRNError(f"a network of these sizes needs about {needed / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}. "
+                       "Lower D_Q, D_I, D_S, embed_dim or image_size.")
+
+def head_bytes(c:Config) -> float:
+    "What the head's weights, gradients and two moments take; no memory is used to find out."
+    try:
+        with torch.device('meta'):
+            head = HEADS[one_of('system', c.system, HEADS)](c, dict.fromkeys(LEVELS, 2048), 10_000, (c.image_size // c.output_stride,) * 2)
+    except (RuntimeError, OverflowError): return math.inf          # more than can be counted
+    return 16 * sum(p.numel() for p in head.parameters())
 
 # %% ../nbs/18_train.ipynb #71714943
 def run_job(job:Job, **plan) -> pd.DataFrame:
@@ -544,6 +578,8 @@ def open_evaluation(**parameters) -> Job:
     asked = [s for s in options['splits'].replace(' ', '').split(',') if s]
     job.label = options['label'] or dataset.name
     job.splits = asked or [s for s in dataset.splits if s != model.config.split]
+    if not job.splits:
+        raise RRNError(f"data set {dataset.name} has no split but that of the training. To evaluate on it: splits={model.config.split}.")
     images = {x.image for s in job.splits for x in dataset.samples(s)}
     options['workers'] = pick_workers(options['workers'], len(images), model.config.image_size, job.device.type == 'cuda')
     return job
@@ -552,6 +588,8 @@ def open_evaluation(**parameters) -> Job:
 def parse_settings(words) -> dict:
     "['lr=1e-3', 'run=x'] as parameters of `open_job`, each of the type that it has there."
     kinds = {f.name: f.type for f in fields(Config)} | {k: type(v) for k, v in RUN_OPTIONS.items()}
+    for word in words:
+        if '=' not in word: raise RRNError(f"{word!r} should be name=value.")
     given = dict(word.partition('=')[::2] for word in words)
     for name, text in given.items():
         kind, truth = kinds[one_of('parameter', name, kinds)], {'true': True, 'false': False}
@@ -564,8 +602,9 @@ def train_job(parameters:dict) -> pd.DataFrame:
     job = open_job(**parameters)
     run_job(job)
     split = job.validation_split()
+    if this_team().leads: print(job.scored_on(), file=sys.stderr)
     rows = evaluate(job.model, job.samples(split), job.reader(), progress='evaluating')
-    if this_team().leads: add_metrics(job.run, f'{job.config.dataset} {split}', rows, job.config.protocol, job.samples(split))
+    if this_team().leads: add_metrics(job.run, f'{job.dataset.name} {split}', rows, job.config.protocol, job.samples(split))
     return rows
 
 def train_together(parameters:dict) -> dict:
@@ -580,7 +619,11 @@ def train_together(parameters:dict) -> dict:
 
 def main(argv=None):
     "`python -m rrn.train [name=value ...]`, or the same behind `accelerate launch -m`."
-    try: rows = train_job(parse_settings(sys.argv[1:] if argv is None else argv))
+    parser = CommandLine(prog='python -m rrn.train', epilog=f"settings, with their defaults:\n{settings_help(RunOptions)}\n\n"
+                         f"configuration, with the paper's values, which presets change:\n{settings_help(Config)}",
+                         description="Train a model and evaluate it on the validation split; prints the metrics as JSON.")
+    parser.add_argument('settings', nargs='*', metavar='name=value', help="see below; such as dataset=unc data_root=data")
+    try: rows = train_job(parse_settings(parser.parse_args(argv).settings))
     except RRNError as e: sys.exit(f'error: {e}')
     if this_team().leads: print(json.dumps(summary(rows), indent=1))
 

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CELL', 'PER_CHANNEL', 'CONVOLUTIONS', 'WORD_LSTM', 'OTHERS', 'SLOTS', 'BOOKKEEPING', 'CNN', 'CLASSIFIER', 'SCORES',
-           'CRC', 'MAGIC', 'DTYPES', 'STRING', 'VALUES', 'NUMPY_CALLS', 'CAFFE_NORMS', 'PORT_LEAVES', 'variable_shapes',
-           'terms', 'shape_in', 'written', 'fits', 'proposals', 'solve', 'weights_only', 'find_system', 'Sorted',
-           'regate', 'forget_one', 'lstm_from_tf', 'lstm_to_tf', 'config_of', 'empty_head', 'conv_from_tf', 'from_tf',
-           'load_head', 'system_of', 'head_to_tf', 'to_tf', 'ReleasedNetwork', 'network', 'crc32c', 'check_crc',
-           'varint', 'take', 'message', 'first', 'unsnap', 'block', 'entries', 'table', 'signed', 'shape_of',
-           'as_array', 'read_v2', 'tensor_values', 'slices_of', 'read_v1', 'assemble', 'DtypePart', 'ArrayPart',
-           'ArrayUnpickler', 'read_npy', 'read_checkpoint', 'port_name', 'from_port', 'released_backbone']
+           'CRC', 'MAGIC', 'DTYPES', 'STRING', 'MAX_INDEX', 'VALUES', 'NUMPY_CALLS', 'CAFFE_NORMS', 'PORT_LEAVES',
+           'variable_shapes', 'terms', 'shape_in', 'written', 'fits', 'proposals', 'solve', 'weights_only',
+           'find_system', 'Sorted', 'regate', 'forget_one', 'lstm_from_tf', 'lstm_to_tf', 'config_of', 'empty_head',
+           'conv_from_tf', 'from_tf', 'load_head', 'system_of', 'head_to_tf', 'to_tf', 'ReleasedNetwork', 'network',
+           'crc32c', 'check_crc', 'varint', 'take', 'message', 'first', 'unsnap', 'block', 'entries', 'table', 'signed',
+           'shape_of', 'as_array', 'read_v2', 'tensor_values', 'slices_of', 'read_v1', 'assemble', 'DtypePart',
+           'ArrayPart', 'ArrayUnpickler', 'read_npy', 'read_checkpoint', 'port_name', 'from_port', 'released_backbone']
 
 # %% ../nbs/20_weights.ipynb #3f38b3e4
 import io, math, pickle, re, struct
@@ -24,7 +24,7 @@ from .baselines import RMIHead
 from .core import RRNError, file_bytes, one_of
 from .model import RRN, Head, preset
 from .pretrained import find_weights
-from .refer import PlainOpcodes, PlainUnpickler, plain_opcodes
+from .refer import Allowance, PlainOpcodes, PlainUnpickler, plain_opcodes
 from .refine import ReleasedConvLSTM
 
 # %% ../nbs/20_weights.ipynb #2319d1b0
@@ -320,7 +320,7 @@ def crc32c(data) -> int:
     data, state, step = np.frombuffer(data, np.uint8), 0xFFFFFFFF, 1 << 24
     for i in range(0, len(data), step):
         part = data[i:i + step]
-        if len(part) >= 4: state = _crc_lanes(part, state)
+        if len(part) >= 4096: state = _crc_lanes(part, state)                 # with fewer bytes, lanes take longer
         else:
             for byte in part.tolist(): state = int(CRC[(state ^ byte) & 255]) ^ (state >> 8)
     return state ^ 0xFFFFFFFF
@@ -385,7 +385,8 @@ def unsnap(data) -> bytes:
             continue
         length, offset = ((more & 7) + 4, (more >> 3) << 8 | number) if kind == 1 else (more + 1, number)
         if not 0 < offset <= len(out): raise RRNError("a packed block copies from before its start")
-        piece = bytes(out[len(out) - offset:][:length])
+        start = len(out) - offset
+        piece = bytes(out[start:start + length])
         out += (piece * (length // offset + 1))[:length]
     if len(out) != n: raise RRNError(f"a packed block holds {len(out)} bytes instead of {n}")
     return bytes(out)
@@ -405,10 +406,12 @@ def entries(content:bytes):
     restarts = int.from_bytes(take(content, len(content) - 4, 4), 'little')
     end, key, i = len(content) - 4 * (restarts + 1), b'', 0
     if end < 0: raise RRNError("a block is shorter than its own index")
+    keys = Allowance(len(content), times=16, free=1 << 16)      # each may begin like the one before, however long it is
     while i < end:
         shared, i = varint(content, i); new, i = varint(content, i); length, i = varint(content, i)
         if shared > len(key) or i + new + length > end: raise RRNError("an entry reaches beyond its block")
         key = key[:shared] + content[i:i + new]; i += new
+        keys.spend(len(key))
         yield key, content[i:i + length]
         i += length
 
@@ -422,7 +425,7 @@ def table(data):
     for _, handle in entries(block(data, offset, size)):
         offset, i = varint(handle, 0); size, i = varint(handle, i)
         if offset < last: raise RRNError("blocks overlap")                  # so that work is bounded by the size of the file
-        last = offset + size
+        last = offset + size + 5
         yield from entries(block(data, offset, size))
 
 # %% ../nbs/20_weights.ipynb #cf61656a
@@ -453,20 +456,25 @@ def _bytes_of(path):
     return np.memmap(path, np.uint8, 'r') if path.stat().st_size else np.zeros(0, np.uint8)
 
 # %% ../nbs/20_weights.ipynb #91f30ca3
+MAX_INDEX = 64 << 20     # bytes; that of a ResNet has a hundredth of a million
+
 def read_v2(prefix) -> dict:
     "Name -> array of a version 2 checkpoint, given the common part of its file names."
-    records = dict(table(file_bytes(f'{prefix}.index')))
+    records = dict(table(file_bytes(f'{prefix}.index', limit=MAX_INDEX)))
     header = message(records.pop(b'', b''))
     shards = first(header, 1, 0)
     if not 0 < shards <= 1000 or first(header, 2, 0): raise RRNError("its header is none of a little-endian checkpoint")
-    files, out = {}, {}
+    files, rooms, out = {}, {}, {}
     for key, value in records.items():
         name, entry = key.decode(), message(value)
         dtype, shard = first(entry, 1, 0), first(entry, 3, 0)
         if dtype == STRING: continue
         if 7 in entry: raise RRNError(f"{name} is stored in parts, which is not supported")
         if dtype not in DTYPES or shard >= shards: raise RRNError(f"{name} has dtype {dtype} in file {shard}")
-        if shard not in files: files[shard] = _bytes_of(Path(f'{prefix}.data-{shard:05d}-of-{shards:05d}'))
+        if shard not in files:
+            files[shard] = _bytes_of(Path(f'{prefix}.data-{shard:05d}-of-{shards:05d}'))
+            rooms[shard] = Allowance(len(files[shard]), times=1, free=0)        # no two arrays share their bytes
+        rooms[shard].spend(first(entry, 5, 0))
         raw = take(files[shard], first(entry, 4, 0), first(entry, 5, 0))
         check_crc(raw, int.from_bytes(first(entry, 6, bytes(4)), 'little'), name)
         out[name] = as_array(raw.tobytes(), DTYPES[dtype], shape_of(first(entry, 2, b'')))
@@ -525,18 +533,23 @@ def assemble(name, dtype, shape, parts):
 class DtypePart:
     "Stands in for a dtype while a pickle is read."
     def __init__(self, code, *_):
-        if not re.fullmatch(r'[<>|=]?(f[248]|[iu][1248]|b1|O8?)', str(code)): raise RRNError(f"it holds an array of type {code}")
-        self.code, self.order = str(code).lstrip('<>|='), '<'
-    def fill(self, state): self.order = state[1] if state[1] in ('<', '>', '|', '=') else '<'
+        code = code if isinstance(code, str) else type(code).__name__
+        if not re.fullmatch(r'[<>|=]?(f[248]|[iu][1248]|b1|O8?)', code):
+            raise RRNError(f"it holds an array of type {code[:40]}")
+        self.code, self.order = code.lstrip('<>|='), '<'
+    def fill(self, state, allowance): self.order = state[1] if state[1] in ('<', '>', '|', '=') else '<'
 
 class ArrayPart:
     "Stands in for an array while a pickle is read."
     def __init__(self, *_): self.value = None
-    def fill(self, state):
+    def fill(self, state, allowance):
         shape, dtype, fortran, raw = state[-4:]
-        if not all(type(n) is int and 0 <= n < 1 << 40 for n in shape) or len(shape) > 32: raise RRNError("it holds an array without a proper shape")
+        if len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
+            raise RRNError("it holds an array without a proper shape")
         if dtype.code[0] == 'O': self.value = raw[0] if shape == () and isinstance(raw, list) else None; return
-        raw = raw.encode('latin1') if isinstance(raw, str) else bytes(raw)
+        if not isinstance(raw, (str, bytes)): raise RRNError("it holds an array without numbers")
+        allowance.spend(2 * len(raw))
+        raw = raw.encode('latin1') if isinstance(raw, str) else raw
         a = as_array(raw, np.dtype(dtype.code).newbyteorder(dtype.order).str, shape[::-1] if fortran else shape)
         self.value = np.ascontiguousarray(a.T if fortran else a)
 
@@ -552,7 +565,7 @@ class ArrayUnpickler(PlainUnpickler):
         "The instruction that fills an object: only the two stand-ins can be filled."
         state = self.stack.pop()
         if not isinstance(self.stack[-1], (ArrayPart, DtypePart)): raise RRNError("it fills an object that is no array")
-        self.stack[-1].fill(state)
+        self.stack[-1].fill(state, self.allowance)
 
     dispatch = PlainOpcodes(plain_opcodes | {pickle.BUILD[0]: load_build})
 
@@ -568,13 +581,23 @@ def read_npy(path) -> dict:
         if shape != () or dtype.kind != 'O': raise RRNError(f"it holds an array {shape} of {dtype}, no dictionary of layers")
         layers = getattr(ArrayUnpickler(io.BytesIO(f.read()), encoding='latin1').load(), 'value', None)
     if not isinstance(layers, dict): raise RRNError("it holds no dictionary of layers")
-    return {f'{layer}/{leaf}': part.value for layer, leaves in layers.items() for leaf, part in _leaves(layer, leaves)}
+    return _named(layers, Allowance(Path(path).stat().st_size))
+
+def _named(layers, allowance):
+    "Name -> array; an array may be there under many names, and still costs each of them a copy."
+    out = {}
+    for layer, leaves in layers.items():
+        if not isinstance(layer, str): raise RRNError("it holds a layer without a name")
+        for leaf, part in _leaves(layer, leaves):
+            allowance.spend(200 + len(layer) + len(str(leaf)) + part.value.nbytes)
+            out[f'{layer}/{leaf}'] = part.value
+    return out
 
 def _leaves(layer, leaves):
     "(name, ArrayPart) of a layer; leaves of a normalisation get TensorFlow's names."
     pairs = list(leaves.items() if isinstance(leaves, dict) else zip(('weights', 'biases'), leaves, strict=len(leaves) > 2))
     if not all(isinstance(part, ArrayPart) and isinstance(part.value, np.ndarray) for _, part in pairs):
-        raise RRNError(f"layer {layer} holds something other than arrays")
+        raise RRNError(f"layer {layer[:80]} holds something other than arrays")
     rename = CAFFE_NORMS if any(leaf in ('mean', 'variance') for leaf, _ in pairs) else {}
     return [(rename.get(leaf, leaf), part) for leaf, part in pairs]
 

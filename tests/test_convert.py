@@ -282,7 +282,7 @@ def test_own_sentences(own):
 
 def test_own_splits(own):
     file = written(own, 'ann_id,sentence,split\n100,a,train\n200,b,testA\n300,c,train\n')
-    dataset = converted(own, sentences=file, name='refcoco', by='unc')
+    dataset = converted(own, sentences=file, layout='refcoco', by='unc')
     assert {split: len(dataset.samples(split)) for split in dataset.splits} == {'train': 2, 'testA': 1} and (own/'out/refcoco/refs(unc).p').is_file()
     file = written(own, 'ann_id,sentence,split\n100,a,train\n101,b,val\n')
     with pytest.raises(RRNError, match='Picture 1 is in split train and in val'): converted(own, 'leak', sentences=file)
@@ -422,7 +422,7 @@ def test_the_source_is_not_changed(own):
     assert stat.S_IMODE((own/'out').stat().st_mode) == stat.S_IMODE((own/'photos').stat().st_mode)       # no private rights left over
 
 def test_names_of_the_layout(own):
-    for wrong in (dict(name='mine'), dict(by='me'), dict(fractions=(.5, .5))):
+    for wrong in (dict(layout='mine'), dict(by='me'), dict(fractions=(.5, .5)), dict(name='a/b'), dict(name=''), dict(name='unc'), dict(name='shapes-unc')):
         with pytest.raises(RRNError): converted(own, **wrong)
     clean(own)
 
@@ -430,6 +430,17 @@ def test_names_of_the_layout(own):
 def test_splits_are_as_near_as_can_be(n):
     drawn = Counter(split_images(range(n)).values())
     assert sum(drawn.values()) == n and all(abs(drawn[s] - f * n) <= 1 for s, f in zip(('train', 'val', 'test'), (.8, .1, .1)))
+
+@pytest.mark.parametrize('n', range(2, 12))
+def test_some_pictures_are_kept_to_validate_on(n):
+    drawn = Counter(split_images(range(n)).values())
+    assert drawn['val'] >= 1 and drawn['train'] >= 1 and drawn['train'] >= drawn['val'] >= drawn['test'] - 1
+
+def test_a_set_has_its_own_name(own):
+    assert converted(own, name='zebras').name == open_dataset('own', own/'out').name == 'zebras' and converted(own, 'other').name == 'own'
+    record = read_json(own/'out'/'convert.json')
+    write_json(own/'out'/'convert.json', record | dict(dataset='unc'))
+    with pytest.raises(RRNError, match="another data set's"): open_own(own/'out')
 
 def test_command_line(own, capsys):
     assert main([str(own/'labels.json'), str(own/'photos'), str(own/'out'), '--quiet', '--seed', '3', '--link']) == 0

@@ -11,7 +11,7 @@ from rrn.train import Run, open_job, run_job
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
 
-TINY = dict(dataset='shapes-unc', backbone='small', weights='random', image_size=64, embed_dim=6, D_I=6, D_S=6, D_Q=6, iterations=6, images_per_batch=2, sentences_per_image=2, warmup=0,
+TINY = dict(dataset='shapes-unc', backbone='small', weights='random', vocabulary='', image_size=64, embed_dim=6, D_I=6, D_S=6, D_Q=6, iterations=6, images_per_batch=2, sentences_per_image=2, warmup=0,
             log_every=2, save_every=3, validate_every=4)
 
 SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}

@@ -1,5 +1,5 @@
 "Downloads from servers that stall, lie, change and lead astray; archives that want out of their folder."
-import gzip, hashlib, io, os, re, stat, tarfile, threading, zipfile
+import contextlib, gzip, hashlib, io, os, re, stat, tarfile, threading, tracemalloc, zipfile
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
@@ -258,6 +258,50 @@ def test_the_body_of_a_redirect_is_not_read(server, tmp_path):
     server.script('/real', whole())
     assert get(server.script('/a', endless), tmp_path/'a.bin', tries=1, timeout=10) == SHA
 
+@pytest.mark.parametrize('target', ['http://[::1/a', 'http://a..b/a', f'http://{"x" * 70}.example/a', 'http://127.0.0.1:99999/a', 'http://127.0.0.1:port/a', 'http://exa mple/a',
+                                    'http://127.0.0.1:-1/a', 'http://%00/a', 'http://\xe9\xff/\xe9', '//[', 'http://user@:80/a', 'http:///a', 'http://127.0.0.1:1/a'])
+def test_a_redirect_to_a_broken_host_leads_to_the_next_mirror(server, tmp_path, target):
+    def lead(h):
+        h.wfile.write(b'HTTP/1.1 302 Found\r\nLocation: ' + target.encode('latin1') + b'\r\nContent-Length: 0\r\n\r\n')
+    astray = server.script('/a', lead)
+    assert get([astray, server.script('/b', whole())], tmp_path/'a.bin') == SHA
+    with pytest.raises(RRNError, match='/a .'): get(astray, tmp_path/'b.bin', tries=1)
+
+# ---- answers without end ---------------------------------------------------------------------------------------------------
+
+def endless(start, again, pause=0.):
+    "Send `start`, then `again` until the client hangs up, `pause` seconds between."
+    def step(h):
+        with contextlib.suppress(OSError):
+            h.wfile.write(start)
+            while not h.server.released.wait(pause): h.wfile.write(again)
+    return step
+
+CHUNKED = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n'
+PLAIN = b'HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n'
+
+@pytest.mark.parametrize('start, again', [(b'', b'HTTP/1.1 100 Continue\r\nA: b\r\n\r\n'), (b'HTTP/1.1 200 OK\r\n', b'A: b\r\n'), (b'HTTP/1.1 200 OK\r\nA: ', b'b' * 1000),
+                                          (CHUNKED + b'3\r\nabc\r\n0\r\n', b'A: b\r\n'), (CHUNKED + b'3;', b'x=y;' * 100), (b'', b'\r\n')],
+                         ids=['continue', 'headers', 'header', 'trailer', 'chunk', 'lines'])
+def test_talk_without_end_leads_to_the_next_mirror(server, tmp_path, start, again):
+    assert get([server.script('/a', endless(start, again)), server.script('/b', whole())], tmp_path/'a.bin', tries=1) == SHA
+
+@pytest.mark.parametrize('start', [b'HTTP/1.1 200 OK\r\nA: ', CHUNKED, PLAIN], ids=['header', 'chunk', 'body'])
+def test_a_byte_now_and_then_is_no_answer(server, tmp_path, start):
+    slow = server.script('/a', endless(start, b'1', .01))
+    with pytest.raises(RRNError, match='too few'): get(slow, tmp_path/'a.bin', tries=1, window=.2)
+
+@pytest.mark.parametrize('cut', [b'0', b'0\r\n', b'0\r\nA: b', b'100', b'', b'5\r\nabc'])
+def test_a_chunked_answer_without_its_end_is_not_the_file(server, tmp_path, cut):
+    step = lambda h: (h.wfile.write(CHUNKED + b'3\r\nabc\r\n' + cut), setattr(h, 'close_connection', True))
+    with pytest.raises(RRNError, match='broke off'): get(server.script('/a', step), tmp_path/'a.bin', tries=1)
+    assert not (tmp_path/'a.bin').exists()
+
+def test_names_that_no_file_can_have(server, tmp_path):
+    with pytest.raises(RRNError, match='no path'): get(server.script('/a', whole()), f'{tmp_path}/a\0b')
+    with pytest.raises(RRNError, match='no path'): unpack(f'{tmp_path}/a\0b', tmp_path/'out')
+    with pytest.raises(RRNError, match='no path'): unpack(zip_of(tmp_path/'a.zip', ('x', b'1')), f'{tmp_path}/\udc80\ud800')
+
 # ---- what is there already -------------------------------------------------------------------------------------------------
 
 def test_a_file_that_is_there_is_held_to_what_is_known(server, tmp_path):
@@ -321,6 +365,20 @@ OUT = ['../victim', 'a/../../victim', '/tmp/rrn-escaped', '..', 'a\\..\\victim',
 def test_names_that_lead_out(tmp_path, refused, name, make, file):
     refused(make(tmp_path/file, ('ok.txt', b'fine'), (name, b'evil')), 'leads out')
     assert not os.path.exists('/tmp/rrn-escaped')
+
+@pytest.mark.parametrize('kind', [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.SOLARIS_XHDTYPE])
+def test_a_tar_whose_headers_fill_the_memory(tmp_path, refused, kind):
+    header = tarfile.TarInfo('x'); header.type, header.size = kind, 30 << 20
+    (tmp_path/'a.tar.gz').write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(30 << 20) + tarfile.TarInfo('b').tobuf() + bytes(1024)))
+    refused(tmp_path/'a.tar.gz', 'describes a member in 31,457,280 bytes', ratio=10_000)
+
+def test_a_tar_of_many_members_does_not_keep_them(tmp_path):
+    with tarfile.open(tmp_path/'a.tar', 'w', format=tarfile.PAX_FORMAT) as t:
+        for i in range(300): info = tarfile.TarInfo(f'{i}'); info.pax_headers = {'comment': 'c' * 100_000}; t.addfile(info)
+    tracemalloc.start()
+    assert sum(1 for _ in d.members_of(tmp_path/'a.tar', 1 << 30)) == 300
+    peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    assert peak < 5 << 20
 
 def test_links_and_devices(tmp_path, refused):
     for kind, word in [(tarfile.SYMTYPE, 'link'), (tarfile.LNKTYPE, 'link'), (tarfile.CHRTYPE, 'device'), (tarfile.BLKTYPE, 'device'), (tarfile.FIFOTYPE, 'device')]:
@@ -458,3 +516,44 @@ def test_the_readme_tells_what_the_table_holds():
         assert (source.sha256 or 'unknown: recorded at first download') in text
         assert not source.size or f'{source.size:,}' in text
         for url in (*source.mirrors, *source.by_hand): assert url in text or url.startswith(d.OBJSEG), url
+
+
+# ---------------------------------------------------------------- weights of CNNs
+
+@pytest.fixture
+def cnn_on_server(server, tmp_path, monkeypatch):
+    "A file of weights on the server, published under its checksum, and an empty folder of PyTorch's."
+    from rrn import pretrained
+    content = b'weights ' * 999
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    def publish(body=content):
+        file = pretrained.PublishedWeights(f'cnn-{digest}.pth', server.script('/cnn', whole(body)), digest)
+        monkeypatch.setitem(pretrained.KNOWN_FILES, ('resnet101', 'deeplab'), file)
+        return tmp_path/'torch'/'hub'/'checkpoints'/file.name
+    return publish
+
+
+def test_weights_are_fetched_to_where_they_are_looked_for(cnn_on_server, capsys):
+    from rrn.pretrained import find_weights
+    place = cnn_on_server()
+    with pytest.raises(RRNError, match='python -m rrn.download weights resnet101'): find_weights('resnet101', '')
+    assert d.main(['weights', 'resnet101', '--quiet']) == 0 and str(place) in capsys.readouterr().out
+    assert find_weights('resnet101', '') == place and d.main(['weights', 'resnet101', '--quiet']) == 0
+
+
+def test_weights_that_are_not_the_published_ones(cnn_on_server, capsys):
+    place = cnn_on_server(b'something else')
+    assert d.main(['weights', 'resnet101', '--quiet']) == 1 and 'not the published file' in capsys.readouterr().err
+    assert not place.exists()
+
+
+@pytest.mark.parametrize('words, message', [
+    (['weights', 'small'], 'part of the package'), (['weights', 'deeplab_resnet101_tf'], 'converted by hand'), (['weights', 'resnet102'], 'do not exist')])
+def test_weights_that_cannot_be_fetched(words, message, capsys):
+    assert d.main(words) == 1 and message in capsys.readouterr().err
+
+
+def test_a_data_set_wants_one_folder(capsys):
+    with pytest.raises(SystemExit) as e: d.main(['unc'])
+    assert e.value.code == 2 and 'one folder' in capsys.readouterr().err

@@ -34,6 +34,7 @@ import scipy.io
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 from PIL import Image
+import bombs
 from rrn import download
 from rrn.convert import convert, read_sentences
 from rrn.core import RRNError
@@ -186,12 +187,23 @@ PICKLES = [pickle.dumps(REFS, p) for p in (0, 1, 2, 3, 4, 5)] + [b"\x80\x02]q\x0
 FEW = [pickle.dumps([1, 'a', {'b': (2., {3})}], p) for p in (0, 2, 4)]
 
 
+PARTS = [b'](', b'e', b'}(', b'u', b'(', b't', b'\x85', b'\x86', b'2', b'0', b'N', b'K\1', b'\x8f', b'\x90', b'\x91', b'\x94', b'X\2\0\0\0ab', b'q\0', b'h\0', b'q\1', b'h\1', b'q\2', b'h\2', b'R',
+         b'c__builtin__\nset\n', b'c_codecs\nencode\n', b'X\6\0\0\0latin1', b'X\xe8\3\0\0' + b'a' * 1000, b'1', b'a', b's', b'd', b'l', b'\x95\7\0\0\0\0\0\0\0', b'I7\n', b'p9\n']
+
+
+def program(rng):
+    "A pickle of instructions in a random order, with a loop."
+    pick = lambda n: b''.join(rng.choices(PARTS, k=rng.randrange(1, n)))
+    return b'\x80\2](' + pick(9) + pick(6) * rng.choice([1, 50, 5000, 50_000]) + pick(4) + b'e.'
+
+
 @fuzzed
 def pickles(folder):
     plain = st.recursive(PLAIN | st.binary(max_size=9), lambda v: st.lists(v, max_size=4) | st.tuples(v, v) | st.dictionaries(st.text(max_size=4) | st.tuples(st.integers()), v, max_size=4), max_leaves=20)
     drawn = st.builds(pickle.dumps, plain, st.integers(0, 5)) | starting(b'\x80\x02', b'\x80\x04\x95', b'(', b'c__builtin__\neval\n')
-    return Fuzzed(lambda rng: damaged(rng, rng.choice(PICKLES + 3*FEW), PICKLES), drawn, in_file(folder/'a.p', safe_load), ['a.p'],
-                  [b'}' + b')' + b'\x85'*300_000 + b'Ns.', b"cposix\nsystem\n(S'touch canary'\ntR."])
+    made = lambda rng: program(rng) if rng.random() < .3 else damaged(rng, rng.choice(PICKLES + 3*FEW), PICKLES)
+    return Fuzzed(made, drawn, in_file(folder/'a.p', safe_load), ['a.p'],
+                  [b'}' + b')' + b'\x85'*300_000 + b'Ns.', b"cposix\nsystem\n(S'touch canary'\ntR.", *(bomb() for bomb in bombs.PICKLES.values())])
 
 
 @fuzzed
@@ -200,7 +212,7 @@ def refs(folder):
     made = lambda rng: pickle.dumps(swapped(rng, REFS), rng.choice([0, 2, 4]))
     entry = st.fixed_dictionaries({}, optional={k: st.just(v) | JSON for k, v in REFS[0].items()})
     return Fuzzed(made, st.lists(entry, max_size=3).map(pickle.dumps), in_file(folder/'refcoco'/'refs(unc).p', lambda path: read_samples(folder)), ['refs(unc).p', 'annotation', str(folder)],
-                  [pickle.dumps([REFS[0] | change]) for change in (dict(ann_id=10**5000), dict(sentences=['left']), dict(ann_id=4))])
+                  [pickle.dumps([REFS[0] | change]) for change in (dict(ann_id=10**5000), dict(sentences=['left']), dict(ann_id=4))] + [bomb() for bomb in bombs.REFERENCES.values()])
 
 
 @fuzzed
@@ -209,7 +221,7 @@ def instances(folder):
     entries = {k: st.lists(st.fixed_dictionaries({}, optional={n: st.just(x) | JSON for n, x in v[0].items()}), max_size=3) for k, v in INSTANCES.items()}
     drawn = st.fixed_dictionaries(entries).map(lambda v: json.dumps(v).encode()) | JSON_BYTES
     return Fuzzed(lambda rng: json_bytes(rng, INSTANCES), drawn, in_file(folder/'refcoco'/'instances.json', lambda path: read_samples(folder)), ['instances.json', 'annotation', str(folder)],
-                  [json.dumps(INSTANCES | dict(images=[i | change for i in IMAGES])).encode() for change in (dict(height=20_000, width=20_000), dict(file_name='../canary'), dict(file_name='a' * 300))])
+                  [json.dumps(INSTANCES | dict(images=[i | change for i in IMAGES])).encode() for change in (dict(height=20_000, width=20_000), dict(file_name='../canary'), dict(file_name='a' * 300))] + [bombs.colliding(INSTANCES['annotations'][0])])
 
 
 @fuzzed
@@ -222,7 +234,7 @@ def masks(folder):
     def read(segmentation):
         mask = CocoMask(segmentation, 37, 64, 'annotation 4').decode()
         assert mask.dtype == bool and mask.shape == (37, 64)
-    known = [dict(size=[37, 64], counts='o' * 3_000_000), [[-370, -370, 640, 640] * 3000], [[0, 0, float('nan'), 0, 1, 1]], [[0, 0, 5, 0, 5]], []]
+    known = [*(bomb() for bomb in bombs.SEGMENTATIONS.values()), [[0, 0, float('nan'), 0, 1, 1]], [[0, 0, 5, 0, 5]], []]
     return Fuzzed(made, polygons | runs | whole | JSON, read, ['annotation 4'], known)
 
 
@@ -254,7 +266,8 @@ def matlab(folder):
     def read(path):
         mask = MatMask(path, 7, 16).decode()
         assert mask.dtype == bool and mask.shape == (7, 16)
-    return Fuzzed(lambda rng: damaged(rng, rng.choice(seeds), seeds), starting(seeds[0][:128], seeds[0][:160], seeds[1][:136]), in_file(folder/'7_1.mat', read), ['7_1.mat'])
+    return Fuzzed(lambda rng: damaged(rng, rng.choice(seeds), seeds), starting(seeds[0][:128], seeds[0][:160], seeds[1][:136]), in_file(folder/'7_1.mat', read), ['7_1.mat'],
+                  [bomb() for bomb in bombs.MATRICES.values()])
 
 
 def sound(arrays):
@@ -276,7 +289,8 @@ def npy(folder):
         good = rng.choice(seeds)
         start = good.index(b'\n') + 1
         return good[:start] + damaged(rng, good[start:], seeds) if rng.random() < .7 else damaged(rng, good, seeds)
-    return Fuzzed(made, starting(b'\x93NUMPY\x01\x00', seeds[0][:128]), in_file(folder/'m.npy', lambda p: sound(read_checkpoint(p))), ['m.npy'], [seeds[0][:128] + b"cposix\nsystem\n(S'touch canary'\ntR."])
+    return Fuzzed(made, starting(b'\x93NUMPY\x01\x00', seeds[0][:128]), in_file(folder/'m.npy', lambda p: sound(read_checkpoint(p))), ['m.npy'],
+                  [seeds[0][:128] + b"cposix\nsystem\n(S'touch canary'\ntR.", *(bomb() for bomb in bombs.NPY.values())])
 
 
 @fuzzed
@@ -424,7 +438,7 @@ def pictures(folder):
         assert rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3
     magics = [b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', b'GIF89a', b'II*\0', b'8BPS', b'\0\0\1\0', seeds[0][:30], seeds[2][:33], b'RIFF\xff\xff\0\0WEBPVP8 ']
     vast = io.BytesIO(); Image.new('1', (12_000, 12_000)).save(vast, 'PNG')
-    return Fuzzed(lambda rng: damaged(rng, rng.choice(seeds), seeds), starting(*magics), in_file(folder/'a.jpg', read), ['a.jpg'], [magics[0] + b'(x) run\n', vast.getvalue(), b''])
+    return Fuzzed(lambda rng: damaged(rng, rng.choice(seeds), seeds), starting(*magics), in_file(folder/'a.jpg', read), ['a.jpg'], [magics[0] + b'(x) run\n', vast.getvalue(), b'', *(bomb() for bomb in bombs.PICTURES.values())])
 
 
 @fuzzed

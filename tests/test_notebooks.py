@@ -1,6 +1,7 @@
 """The driver notebooks as a user runs them: through papermill, in a folder that is not the notebook's."""
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,12 @@ def test_train_then_evaluate(tmp_path, scenes, run_folder):
     assert config['config']['iterations'] == 30 and config['preset'] == 'small'
     assert {'torch', 'python'} <= set(config['versions']) and config['training_seconds'] > 0 and config['device'] and config['code']
     assert text.count('image/png') >= 3, 'samples, curves and predictions are in the notebook'
+    outputs = [o for c in json.loads(text)['cells'] for o in c.get('outputs', [])]
+    bars = [''.join(o['data']['text/plain']) for o in outputs if '%|' in ''.join(o.get('data', {}).get('text/plain', ''))]
+    assert len(bars) == 5 and all('100%' in bar for bar in bars), 'two trainings and three evaluations, a line each'
+    assert not [o for o in outputs if o.get('name') == 'stderr']
+    told = re.search(r"from_run\('(.*?)'\)", text)[1]
+    assert (tmp_path/told/'model.safetensors').exists(), 'the path is right where the command was given'
     execute('evaluate.ipynb', tmp_path, run=run_folder, data_root=str(scenes), splits='testA,testB')
     metrics = json.loads((folder/'metrics.json').read_text())
     assert {'shapes-unc testA', 'shapes-unc testB', 'shapes-unc testB (shuffled)'} <= set(metrics) and len(metrics) == 9

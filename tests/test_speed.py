@@ -32,7 +32,7 @@ def trained(scenes, folder, **options):
 # ---- the cache of features -------------------------------------------------------------------------------------------
 
 def test_the_cache_changes_nothing_whatever_happens_to_it(scenes, tmp_path):
-    "Filled, found, damaged, with what a killed process left, read-only, removed in between: bit for bit the same weights."
+    "Filled, found, damaged, with what a killed process left, removed in between: bit for bit the same weights; nowhere to write is an error."
     cache = tmp_path/'cache'
     wanted = trained(scenes, tmp_path/'without')
     check = lambda name, **o: [torch.testing.assert_close(t, wanted[n], atol=0, rtol=0) for n, t in trained(scenes, tmp_path/name, feature_cache=str(cache), **o).items()]
@@ -48,7 +48,8 @@ def test_the_cache_changes_nothing_whatever_happens_to_it(scenes, tmp_path):
     shutil.rmtree(cache)
     check('removed')
     shutil.rmtree(cache); cache.write_text('a file is no folder')
-    check('nowhere to write')
+    for nowhere in (cache, '/proc/nowhere'):
+        with pytest.raises(RRNError, match='cannot be (written|used)'): trained(scenes, tmp_path/'nowhere to write', feature_cache=str(nowhere))
 
 
 def test_half_precision_is_close_and_half_as_large(scenes, tmp_path):

@@ -1,8 +1,13 @@
 "The tokenizers and vocabularies against what the released program makes of the same sentences, and hostile input."
-import gzip, json, random
+import gzip, json, random, re
+from pathlib import Path
 import pytest
+import torch
+from hypothesis import given, settings, strategies as st
 from rrn.core import RRNError
-from rrn.text import SPECIALS, Vocabulary, split_released, split_words
+from rrn.data import Batch, mirrored
+from rrn.refer import Sample
+from rrn.text import SPECIALS, TOKENIZERS, Vocabulary, in_mirror, split_released, split_words
 
 @pytest.fixture(scope='module')
 def recorded(shared): return json.loads((shared/'reference'/'text_preprocess.json').read_text(encoding='utf-8'))
@@ -74,3 +79,64 @@ def test_hostile_sentences():
 def test_released_special_words_cannot_be_typed():
     vocabulary = Vocabulary((*SPECIALS, 'left'), 'released')
     assert vocabulary.encode('<pad>', 4) == [0, 3, 3, 3]
+
+
+# ---- sentences in a mirror -------------------------------------------------------------------------------------------------
+
+PAIRS = [('left dog', 'right dog'), ('l dog', 'r dog'), ('rt guy', 'lt guy'), ('lft one', 'rgt one'), ('leftmost', 'rightmost'), ('lefthand side', 'righthand side'), ('left-hand', 'right-hand'),
+         ('leftish', 'rightish'), ("the left's hat", "the right's hat"), ('the lefts', 'the rights'), ('lefty', 'righty'), ('leftside', 'rightside'), ('bottomleft', 'bottomright'),
+         ('onleft', 'onright'), ('LEFT Left left', 'RIGHT Right right'), ('left of the right of the left', 'right of the left of the right'), ('on the right behind her', 'on the left behind her'),
+         ("woman's left hand", "woman's right hand"), ('lhs', 'rhs'), ('L', 'R')]
+NO_SIDE = ['bright light', 'brightest', 'upright bear', 'leftovers', 'alright', "he'll go", 'clock on the wall', 'night', 'let it', 'letter', 'shelf', 'shirt', 'lift', 'eight', '', ' .,']
+UNCERTAIN = ['rigth', 'letf', 'rihgt', 'lef', 'righ', 'elft', 'rght', 'rigthmost', "3 o'clock", '9 oclock', 'at 2 o clock', "5 o ' clock", '3 O\u2019CLOCK', 'clockwise', 'west end',
+             'right in the middle', 'right behind her', 'the one that was left', "what's left of it", 'left over', 'anything left', 'is this right?', 'looking right at camera', 'right now',
+             'right side up', 'upleft', 'bleft', 'leftright', 'lEfT dog', '\uff4c\uff45\uff46\uff54 dog', 'letter l', 'l shaped']
+
+
+@pytest.mark.parametrize('a, b', PAIRS)
+def test_sides_are_exchanged(a, b): assert in_mirror(a) == b and in_mirror(b) == a
+
+
+@pytest.mark.parametrize('sentence', NO_SIDE)
+def test_what_names_no_side_stays(sentence): assert in_mirror(sentence) == sentence
+
+
+@pytest.mark.parametrize('sentence', UNCERTAIN)
+def test_what_is_not_certain_has_no_mirror_image(sentence): assert in_mirror(sentence) is None
+
+
+def mirrors_twice(sentence):
+    other = in_mirror(sentence)
+    return other is None or in_mirror(other) == sentence
+
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from([w for said in [*NO_SIDE, *UNCERTAIN, *sum(PAIRS, ())] for w in said.split()] + ["'", '.', '?', '_', 'ly', 'b', 'up'])).flatmap(
+    lambda words: st.sampled_from(['', ' ', '-', "'"]).map(lambda gap: gap.join(words))))
+@settings(max_examples=300, deadline=None)
+def test_a_mirror_image_of_a_mirror_image(sentence): assert mirrors_twice(sentence)
+
+
+@pytest.mark.parametrize('file', [f'refcoco{plus}_unc_{split}' for plus in ('', '+') for split in ('val', 'testA', 'testB')] + ['refcocog_umd_val', 'refcocog_umd_test'])
+def test_real_sentences_in_a_mirror(shared, file):
+    said = [i['sent'] for i in json.loads(gzip.decompress((shared/'text'/f'{file}.json.gz').read_bytes()))['items']]
+    assert all(map(mirrors_twice, said))
+    unsure = sum(in_mirror(s) is None for s in said)
+    assert len(said) > 4000 and unsure < .03 * len(said)                     # RefCOCO: 139 of 21,586
+    sides = re.compile(r'\b(left|right)(most|hand|side|ish|est|y|s)?\b', re.I)
+    assert not [s for s in said if sides.search(s) and in_mirror(s) == s]
+
+
+@pytest.mark.parametrize('tokenizer', TOKENIZERS)
+def test_only_pictures_whose_sentences_are_certain_are_mirrored(tokenizer):
+    said = ['left dog', 'dog', 'rigth dog', 'right dog', 'lefty', "dog at 3 o'clock"]
+    words = sorted({w for s in [*said, 'letf'] for w in TOKENIZERS[tokenizer](s)})
+    vocabulary = Vocabulary((*SPECIALS, *words), tokenizer)
+    samples = [Sample(Path('a'), None, s, 1, 1, n, 'train', '', 0, 4, 6) for n, s in enumerate(said)]
+    images, masks, image_of = torch.rand(4, 3, 4, 6), torch.rand(6, 4, 6) > .5, torch.tensor([0, 0, 1, 1, 2, 3])
+    batch = Batch(images, vocabulary.encode_batch(said, 6), image_of, masks, samples, [], [(f'{i}', False) for i in range(4)])
+    found = mirrored(batch, vocabulary)
+    assert found.images[0].equal(images[0].flip(-1)) and found.images[1:].equal(images[1:])          # 'rigth' is unsure, and 'righty' not in the vocabulary
+    assert found.masks[:2].equal(masks[:2].flip(-1)) and found.masks[2:].equal(masks[2:])
+    assert [vocabulary.decode(w) for w in found.words[:4]] == ['right dog', 'dog', 'rigth dog', 'right dog'] and found.keys == [('0', True), ('1', False), ('2', False), ('3', False)]
+    twice = mirrored(found, vocabulary)
+    assert twice.images.equal(images) and twice.words.equal(batch.words) and twice.masks.equal(masks) and twice.keys == batch.keys and twice.samples == samples
