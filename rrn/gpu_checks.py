@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['TINY', 'STAGES', 'OPTIONAL', 'CASES', 'HOW', 'LIMITS', 'PLAIN', 'EMBEDDED', 'TRIALS', 'TRIAL', 'STEPS', 'TARGETS',
-           'SENTENCES', 'Place', 'Stage', 'stage', 'gpu_facts', 'copy_rate', 'machine', 'vectors_folder', 'weight_rule',
-           'below', 'nchw', 'Case', 'case', 'tf32', 'error', 'outputs', 'compare', 'plain_outputs', 'plain_config',
-           'cell_errors', 'vectors', 'close', 'peak_of', 'memory_at_1x7', 'work_per_step', 'speed', 'speed_stage',
-           'crf_case', 'crf_errors', 'crf_pictures', 'crf', 'Drawn', 'scene_samples', 'scenes', 'trial_config',
-           'trained', 'few_scenes', 'deterministic_trials', 'free_trials', 'killed_trial', 'fresh', 'start_trial',
-           'result_of', 'determinism', 'kill_after_checkpoint', 'kill', 'outline', 'photographs', 'workers_here',
-           'loading', 'evaluation_seconds', 'evaluation', 'NotFinished', 'scene_training', 'slice_end', 'train_scenes',
-           'done', 'read_records', 'carry_out', 'run_stages', 'at', 'best', 'fastest', 'worst_memory', 'all_same',
-           'verdicts', 'as_text', 'rehearsed', 'unfinished', 'work_folder', 'arguments', 'main']
+           'SENTENCES', 'Place', 'Stage', 'stage', 'present', 'gpu_facts', 'copy_rate', 'machine', 'vectors_folder',
+           'weight_rule', 'below', 'nchw', 'Case', 'case', 'tf32', 'error', 'outputs', 'compare', 'plain_outputs',
+           'plain_config', 'cell_errors', 'vectors', 'close', 'peak_of', 'memory_at_1x7', 'work_per_step', 'speed',
+           'speed_stage', 'crf_case', 'crf_errors', 'crf_pictures', 'crf', 'Drawn', 'scene_samples', 'scenes',
+           'trial_config', 'trained', 'few_scenes', 'deterministic', 'deterministic_trials', 'free_trials',
+           'killed_trial', 'fresh', 'start_trial', 'result_of', 'determinism', 'kill_after_checkpoint', 'kill',
+           'outline', 'photographs', 'workers_here', 'loading', 'evaluation_seconds', 'evaluation', 'NotFinished',
+           'scene_training', 'slice_end', 'train_scenes', 'done', 'read_records', 'carry_out', 'run_stages', 'at',
+           'best', 'fastest', 'worst_memory', 'all_same', 'verdicts', 'as_text', 'rehearsed', 'unfinished',
+           'work_folder', 'arguments', 'main']
 
 # %% ../nbs/33_gpu.ipynb #bba40e0a
 import argparse, contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time, traceback
@@ -75,8 +76,13 @@ def stage(name, limit, sentence):
     def add(work): STAGES[name] = Stage(work, limit, sentence); return work
     return add
 
-# %% ../nbs/33_gpu.ipynb #2f36be2f
+# %% ../nbs/33_gpu.ipynb #cf0beb42
 OPTIONAL = ['timm', 'pycocotools', 'accelerate', 'triton', 'papermill', 'pydensecrf']
+
+def present(package) -> bool:
+    "Whether a package can be found."
+    try: return importlib.util.find_spec(package) is not None
+    except ImportError: return False
 
 def gpu_facts(device) -> dict:
     "Name, memory and capability of a GPU, and what PyTorch is built for."
@@ -92,7 +98,7 @@ def copy_rate(device, megabytes) -> float:
 
 @stage('machine', 30, 'what the machine reaches in products of matrices and copies')
 def machine(place):
-    found = dict(packages_absent=[n for n in OPTIONAL if not importlib.util.find_spec(n)], cores=os.cpu_count(), python=platform.python_version())
+    found = dict(packages_absent=[n for n in OPTIONAL if not present(n)], cores=os.cpu_count(), python=platform.python_version())
     found |= {f'matmul_peak_{p}': matmul_peak(place.device, p) for p in (['fp32', 'bf16'] if place.on_gpu else ['fp32'])}
     return found | dict(copy_bytes_per_second=copy_rate(place.device, place.pick(2048, 8)), **(gpu_facts(place.device) if place.on_gpu else {}))
 
@@ -228,7 +234,7 @@ def peak_of(c:Config, place, images, sentences) -> dict:
 def memory_at_1x7(place):
     return {p: peak_of(place.config(precision=p), place, 1, 7) for p in ('fp32', 'bf16')}
 
-# %% ../nbs/33_gpu.ipynb #750e62b5
+# %% ../nbs/33_gpu.ipynb #b5be9134
 def work_per_step(bench:Bench) -> int:
     "Operations of a training step."
     engine, bench.engine = bench.engine, make_engine(bench.model)
@@ -238,9 +244,8 @@ def work_per_step(bench:Bench) -> int:
 def speed(place, images, sentences, compiled) -> dict:
     "Rates of training and evaluation, times the plain port, and the share of the measured peak."
     c, n = place.config(), images * sentences
-    bench = Bench(c, place.device, images, sentences, place.pick(10_000, 50), compiled)
+    bench = Bench(c, place.device, images, sentences, place.pick(10_000, 50), compiled and not place.tiny)      # a rehearsal has no minute to compile
     start, counted = time.perf_counter(), work_per_step(bench)
-    if place.tiny: torch.compiler.set_stance('force_eager')              # a rehearsal has no minute to compile
     works = {'train': bench.train, 'plain train': bench.plain_train, 'evaluate': bench.evaluate, 'plain evaluate': bench.plain_evaluate}
     if place.on_gpu: torch.cuda.reset_peak_memory_stats()
     t = in_turns(works, place.device, place.pick(20, 1))
@@ -341,12 +346,19 @@ def trained(place, c:Config, samples, folder, interrupted=False, **plan) -> dict
 
 def few_scenes(place, folder): return scenes(folder, dict(train=place.pick(40, 4)), workers=1)['train']
 
-# %% ../nbs/33_gpu.ipynb #d3e8bf1a
+# %% ../nbs/33_gpu.ipynb #9f0b07fa
+@contextlib.contextmanager
+def deterministic():
+    "Let PyTorch take no algorithm that leaves bits to chance."
+    torch.use_deterministic_algorithms(True)
+    try: yield
+    finally: torch.use_deterministic_algorithms(False)
+
+@deterministic()
 def deterministic_trials(place) -> dict:
     "Each network twice, and once interrupted, with deterministic algorithms; by name."
-    torch.use_deterministic_algorithms(True)
     samples = few_scenes(place, place.work/'scenes')
-    names = place.pick(list(TRIALS), ['paper', 'released'])
+    names = place.pick(list(TRIALS), ['paper'])
     run = lambda name, again, **how: trained(place, trial_config(place, name), samples, fresh(place.work/f'trial-{name}-{again}'), **how)
     return {name: [run(name, 0), run(name, 1), run(name, 2, interrupted=True)] for name in names}
 
@@ -356,9 +368,9 @@ def free_trials(place) -> dict:
     run = lambda name, again: trained(place, trial_config(place, name), samples, fresh(place.work/f'free-{name}-{again}'))
     return {name: [run(name, 0), run(name, 1)] for name in place.pick(list(TRIALS), ['paper'])}
 
+@deterministic()
 def killed_trial(place) -> dict:
     "The first of these trainings with many checkpoints, to be killed by another process."
-    torch.use_deterministic_algorithms(True)
     return trained(place, trial_config(place, 'paper'), few_scenes(place, place.work/'scenes'), place.work/'killed', save_every=2)
 
 def fresh(folder) -> Path:
@@ -368,7 +380,7 @@ def fresh(folder) -> Path:
 
 TRIAL = {'deterministic': deterministic_trials, 'killed': killed_trial}
 
-# %% ../nbs/33_gpu.ipynb #51860da6
+# %% ../nbs/33_gpu.ipynb #cd50200a
 def start_trial(place, name) -> subprocess.Popen:
     "A trial in a process of its own, with cuBLAS told to be deterministic before it starts."
     words = [sys.executable, '-m', 'rrn.gpu_checks', '--trial', name, '--out', str(place.work.parent), '--device', str(place.device)]
@@ -383,7 +395,7 @@ def result_of(process):
 
 @stage('determinism', 150, 'two trainings with the same bits, and one that was interrupted')
 def determinism(place):
-    found = result_of(start_trial(place, 'deterministic'))
+    found = deterministic_trials(place) if place.tiny else result_of(start_trial(place, 'deterministic'))      # a CPU needs no process of its own
     free = free_trials(place)
     same = {name: len({r['weights'] for r in runs}) == 1 for name, runs in found.items()}
     return dict(deterministic=found, same_bits=same, as_pytorch_comes=free, same_bits_as_pytorch_comes={n: a['weights'] == b['weights'] for n, (a, b) in free.items()},
