@@ -1,74 +1,60 @@
-# The tables and figures of the paper, from nothing:   uv run snakemake reports --cores 2
+# The tables and figures of the paper:   uv run snakemake reports --cores 2
+# What is there, what would be made and what it costs is said first, also by a dry run (-n).
 # Settings are fields of rrn.matrix.Matrix or of the configuration:   --config matrix=paper data_root=/data preset=fast
 # On a cluster: docs/cluster.md. What holds for every call (resume, keep going) is in profiles/default/config.yaml.
-import sys
-from pathlib import Path
-from rrn.core import RRNError, read_json
-from rrn.matrix import from_root, given_matrix, gpu_places, keys, outputs, unlock_if_alone, weights_file
+import json, sys
+from rrn.core import RRNError
+from rrn.matrix import from_root, given_matrix, gpu_places, unlock_if_alone
+from rrn.workflow import drop_stale_stamps, goals, overview, pack_settings, read_settings
 
-SETTINGS = {k: '' if v is None else v for k, v in config.items()}      # `more_seeds=` is nothing, not None
-PER_GPU, GPUS_EACH = SETTINGS.pop('runs_per_gpu', 1), SETTINGS.pop('gpus_per_run', 1)    # gpus_per_run=0: for a cluster without GPUs
 try:
+    SETTINGS, HOW = read_settings(config, workflow.config_settings.config_args)
     MATRIX = given_matrix(**SETTINGS)
-    CELLS = MATRIX.cells()
+    if workflow.is_main_process:
+        unlock_if_alone('.snakemake')
+        drop_stale_stamps(MATRIX)
+        print(overview(MATRIX, HOW['estimate']), file=sys.stderr, flush=True)
+        # a shell reads the commands of a cluster's jobs
+        workflow.config_settings.config_args = [pack_settings(SETTINGS | HOW)]
+    GOALS = goals(MATRIX)
 except RRNError as e: raise WorkflowError(str(e))
-PYTHON = sys.executable
-ARGUMENTS = ' '.join(f"'{k}={v}'" for k, v in dict(SETTINGS, runs_per_gpu=PER_GPU).items())
-PARAMETERS = ' '.join(f"-p {k} '{v}'" for k, v in SETTINGS.items())
-RUNS = [cell.run for cell in CELLS]
-COUNTS = [file for cell in CELLS for file in outputs(MATRIX, cell)]
-FOLDER = f'{MATRIX.subfolder}/'.lstrip('/')
-TABLES = [f'reports/tables/{FOLDER}table{n}.{kind}' for n in (1, 2) for kind in ('md', 'csv', 'tex')] + [f'reports/tables/{FOLDER}claims.md']
-FIGURES = f'reports/figures/{FOLDER}figures.json'
+PLACES, FOLDER = gpu_places(HOW['runs_per_gpu']), from_root(MATRIX.run('').folder)
+if PLACES and workflow.local_exec: workflow.global_resources.setdefault('gpu', PLACES)
 
-if workflow.is_main_process: unlock_if_alone('.snakemake')
-if gpu_places(PER_GPU) and workflow.local_exec: workflow.global_resources.setdefault('gpu', gpu_places(PER_GPU))
-
-# Weights are not in the repository, counts and figures are. So figures ask for weights only where they are missing or show runs of other settings.
-FIRST = [weights_file(MATRIX, cell) for cell in CELLS if cell.config.seed == MATRIX.seeds[0]]
-DRAWN = Path(FIGURES).exists() and set(read_json(FIGURES)['runs']) <= set(RUNS)
-
-def log_of(cell, step): return from_root(MATRIX.run(cell.run).folder/f'{step}.log')
-
+PYTHON, GIVEN, OWN = sys.executable, json.dumps(SETTINGS | HOW), json.dumps(SETTINGS)
+wildcard_constraints: run='[A-Za-z0-9][A-Za-z0-9._+-]*'
 localrules: reports, runs, trained
 
 rule reports:
-    input: TABLES, FIGURES, COUNTS     # counts too: tables that exist do not make Snakemake look for runs of other settings
+    input: GOALS.tables + GOALS.figures[:1] + GOALS.wanted
 
 rule runs:
-    input: COUNTS
+    input: GOALS.wanted
 
 rule trained:
-    input: [weights_file(MATRIX, cell) for cell in CELLS]
+    input: GOALS.trained
 
 rule tables:
-    input: COUNTS
-    output: TABLES
-    params: runs=RUNS
-    shell: '{PYTHON} -m papermill nbs/tables.ipynb out-tables-{MATRIX.name}.ipynb --no-progress-bar {PARAMETERS}'
+    input: GOALS.wanted
+    output: GOALS.tables
+    params: content=GOALS.content, runs=[c.run for c in MATRIX.cells()]
+    shell: '{PYTHON:q} -m rrn.matrix tables --settings={OWN:q}'
 
 rule figures:
-    input: [] if DRAWN else FIRST
-    output: FIGURES, [f'reports/figures/{FOLDER}figure{n}.{kind}' for n in (1, 2, 3, 4, 5) for kind in ('png', 'pdf')]
-    params: runs=RUNS
-    shell: '{PYTHON} -m papermill nbs/figures.ipynb out-figures-{MATRIX.name}.ipynb --no-progress-bar {PARAMETERS}'
+    input: GOALS.drawn_from
+    output: GOALS.figures
+    shell: '{PYTHON:q} -m rrn.matrix figures --settings={OWN:q}'
 
-for place, cell in enumerate(CELLS):
-    rule:
-        name: f'train_{cell.run}'
-        output: weights_file(MATRIX, cell), outputs(MATRIX, cell, 'train')
-        params: run=cell.run
-        resources: gpu=GPUS_EACH
-        priority: len(CELLS) - place
-        log: log_of(cell, 'train')
-        shell: '{PYTHON} -m rrn.matrix train {params.run} {ARGUMENTS} > {log} 2>&1'
+# A stamp is all that a job declares: Snakemake removes what a failed job has declared, and weights must survive.
+rule train:
+    output: FOLDER + '/{run}/train.done'
+    resources: gpu=HOW['gpus_per_run']
+    log: FOLDER + '/{run}/train.log'
+    shell: '{PYTHON:q} -m rrn.matrix train {wildcards.run:q} --settings={GIVEN:q} --stamp={output:q} > {log:q} 2>&1'
 
-    if keys(cell, 'evaluate'):
-        rule:
-            name: f'evaluate_{cell.run}'
-            input: ancient(weights_file(MATRIX, cell))
-            output: outputs(MATRIX, cell, 'evaluate')
-            params: run=cell.run
-            resources: gpu=GPUS_EACH
-            log: log_of(cell, 'evaluate')
-            shell: '{PYTHON} -m rrn.matrix evaluate {params.run} {ARGUMENTS} > {log} 2>&1'
+rule evaluate:
+    input: ancient(FOLDER + '/{run}/train.done')
+    output: FOLDER + '/{run}/evaluate.done'
+    resources: gpu=HOW['gpus_per_run']
+    log: FOLDER + '/{run}/evaluate.log'
+    shell: '{PYTHON:q} -m rrn.matrix evaluate {wildcards.run:q} --settings={GIVEN:q} --stamp={output:q} > {log:q} 2>&1'

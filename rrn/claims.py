@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import RRNError, one_of, read_json, repo_root, whole_file
-from .matrix import COLUMNS2, SYSTEMS_OF_TABLES, TABLE1, TABLE2, Matrix, kind_of, splits_of
+from .core import RRNError, one_of, read_json, whole_file
+from .matrix import COLUMNS2, SYSTEMS_OF_TABLES, TABLE1, TABLE2, Matrix, kind_of, report_place, splits_of
 from .metrics import Interval, bootstrap_scores, percentiles
+from .record import published_folder
 from .report import markdown
-from .tables import conditions, published, results, table1, table2
+from .tables import check_data, check_no_less, conditions, published, results, table1, table2
 
 # %% ../nbs/31_claims.ipynb #f0021868
 EXPECT = ['more', 'less', 'same']
@@ -148,6 +149,7 @@ COLUMNS = ['section', 'claim', 'expected', 'data', 'paper', 'ours', 'low', 'high
 
 def claims_table(matrix:Matrix, claims=CLAIMS) -> pd.DataFrame:
     "A line for each claim and split: the paper's difference, ours with its interval (points of overall IoU), and the verdict."
+    check_data(matrix)
     lines = []
     for c in claims:
         for kind, split in places(c):
@@ -191,7 +193,7 @@ def under(matrix:Matrix, changes:dict) -> Matrix:
 def settings_seen(matrix:Matrix) -> list:
     "Where the records of the systems on the main data set differ from the matrix: [{}, {'iterations': 1200}, ...], the matrix itself first."
     found, main = [{}], matrix.main
-    for path in sorted(matrix.run('').folder.glob('*/config.json')):
+    for path in sorted(_records(matrix)):
         systems = [s for s in SYSTEMS_OF_TABLES if path.parent.name.startswith(f"{matrix.prefix}{s}-{main.replace('+', 'plus')}-s")]
         record = read_json(path, 'run record')['config'] if systems else {}
         for system in systems:
@@ -199,6 +201,11 @@ def settings_seen(matrix:Matrix) -> list:
             changes = {k: v for k, v in record.items() if k in own and own[k] != v}
             if changes not in found and under(matrix, changes).cell(system, main, record['seed']).run == path.parent.name: found.append(changes)
     return sorted(found, key=lambda c: (len(c), [(k, str(v)) for k, v in c.items()]))
+
+def _records(matrix):
+    "Files with the records of all runs, those made here and the published ones that count."
+    published = [] if matrix.fresh or matrix.folder else published_folder().glob('*/config.json')
+    return {path.parent.name: path for path in [*published, *matrix.run('').folder.glob('*/config.json')]}.values()
 
 def settings_title(changes:dict) -> str:
     "'iterations 1,200' of {'iterations': 1200}; 'as the tables' of {}."
@@ -239,8 +246,10 @@ def settings_page(matrix:Matrix, settings:list) -> str:
 
 # %% ../nbs/31_claims.ipynb #2bcc32ec
 def write_claims(matrix:Matrix, folder=None):
-    "Write `claims.md` and `claims.csv` to `folder` (default: below reports/tables), and `settings.md` where there are runs with other settings."
-    folder, settings, table = Path(folder or repo_root()/'reports'/'tables'/matrix.subfolder), settings_seen(matrix), claims_table(matrix)
+    "Write `claims.md`, `claims.csv` and, if there are other settings, `settings.md`. `RRNError` if more is there."
+    folder = Path(folder or report_place(matrix, 'tables'))
+    settings, table = settings_seen(matrix), claims_table(matrix)
+    check_no_less(folder/'claims.csv', table)
     if len(settings) > 1:
         with whole_file(folder/'settings.md') as f: f.write(settings_page(matrix, settings))
     with whole_file(folder/'claims.md') as f: f.write(claims_page(matrix, table))

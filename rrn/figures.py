@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'PYRAMIDS', 'STRUCTURES', 'Case', 'choose', 'one_per_picture', 'cases', 'own_case', 'predictor',
            'find_predictor', 'known_ious', 'iou', 'cell', 'row', 'compare', 'scene_segmentation', 'segmentation_model',
            'paint', 'figure1', 'systems_of', 'figure3', 'figure5', 'hidden_maps', 'figure4', 'shape_record', 'numbered',
-           'figure2', 'save_figure', 'figures_folder', 'write_figures_record']
+           'figure2', 'save_figure', 'shown_runs', 'figures_place', 'case_split', 'write_figures_record']
 
 # %% ../nbs/32_figures.ipynb #04bd6448
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from matplotlib import colormaps
 from matplotlib.patches import FancyBboxPatch
 from .baselines import SegmentationModel, mobile_deeplab, torchvision_deeplab
 from .backbone import build_backbone
-from .core import derived_rng, one_of, repo_root, seed_everything, whole_file, write_json
+from .core import RRNError, derived_rng, one_of, read_json, seed_everything, whole_file, write_json
 from .data import read_image
 from .image import fit, image_tensor, unplace
 from .loss import bilinear
-from .matrix import TABLE1, Matrix
+from .matrix import TABLE1, Matrix, record_of, report_place, splits_of
 from .metrics import intersection_union, sample_iou
 from .predict import Predictor
 from .pretrain import IGNORE, LABELS, scene_arrays
-from .train import read_rows, rows_file
+from .record import read_rows, rows_file, runs_folder
 from .viz import Picture, grid, heatmap, overlay, strongest_channel
 
 # %% ../nbs/32_figures.ipynb #dc78ad17
@@ -81,7 +81,7 @@ def find_predictor(matrix:Matrix, system, dataset, seed=0):
 
 def known_ious(matrix:Matrix, dataset, split, system='row12'):
     "IoU by sent_id of a system's run on a split, or None if there is no such run."
-    run, key = matrix.run(matrix.cell(system, dataset).run), f'{dataset} {split}'
+    run, key = record_of(matrix, matrix.cell(system, dataset)), f'{dataset} {split}'
     if not rows_file(run, key).exists(): return None
     rows = read_rows(run, key)
     return dict(zip(rows.sent_id.tolist(), sample_iou(rows.intersection, rows.union).tolist()))
@@ -188,16 +188,18 @@ def shape_record(model, batch_words=5) -> list:
     head, record, hooks = model.head, [], []
     def note(name): return lambda module, given, out: record.append((name, tuple((out[0] if isinstance(out, tuple) else out).shape)))
     levels = model.config.pyramid.split(',') if model.config.pyramid else []
-    parts = [('s', head.encoder), ('project C5', head.fusion.project), ('q', head.fusion), ('score', head.score)]
+    parts = [('s', head.encoder), ('project C5', head.fusion.project), ('q', head.fusion)]
     parts += [(f'x: {m}', lateral) for m, lateral in zip(levels, head.refine.laterals)] + [('h', u) for u in head.refine.updates]
     side = model.config.image_size
     def note_maps(module, given, out): record.extend((m, tuple(f.shape)) for m, f in out.items())
     hooks = [part.register_forward_hook(note(name)) for name, part in parts] + [model.backbone.register_forward_hook(note_maps)]
     try:
-        with torch.inference_mode(): out = model.eval()(torch.zeros(1, 3, side, side), torch.ones(1, batch_words, dtype=torch.long), size=(side, side))
+        words = torch.ones(1, batch_words, dtype=torch.long)
+        with torch.inference_mode(): score = model.eval()(torch.zeros(1, 3, side, side), words)      # (1, 1, h, w)
     finally:
         for h in hooks: h.remove()
-    return record + [('logits', tuple(out.shape))]
+    logits = bilinear(score.float(), (side, side), model.config.mapping)
+    return record + [('score', tuple(score.shape)), ('logits', tuple(logits.shape))]
 
 def numbered(record) -> list:
     "The record with the hidden states counted: h_1, h_2, ..."
@@ -235,10 +237,32 @@ def save_figure(fig:Picture, folder, name):
     for kind, facts in (('png', {'Software': None}), ('pdf', {'CreationDate': None, 'Creator': None, 'Producer': None})):
         with whole_file(Path(folder)/f'{name}.{kind}', 'wb') as f: fig.savefig(f, format=kind, dpi=110, metadata=facts)
 
-def figures_folder(matrix:Matrix) -> Path: return repo_root()/'reports'/'figures'/matrix.subfolder
+def shown_runs(matrix:Matrix, datasets) -> list:
+    "The runs of figures about some data sets whose weights are here."
+    cells = [matrix.cell(s, d) for d in datasets for s in (*TABLE1, 'lstm-cnn')]
+    return sorted({c.run for c in cells if matrix.run(c.run).weights.exists()})
+
+def figures_place(matrix:Matrix, out='', image='') -> Path:
+    "The folder for figures. `RRNError` if there are no weights to draw with, or fewer than the figures there show."
+    shown = shown_runs(matrix, matrix.datasets)
+    if not shown:
+        raise RRNError(f"no run of matrix {matrix.name} has weights in {matrix.run('').folder}, so there is no figure. "
+                       f"Train first: uv run snakemake trained --cores 2 --config matrix={matrix.name} fresh=true")
+    if image and not out: return runs_folder(matrix.folder)/'figures'/Path(image).stem
+    place = Path(out or report_place(matrix, 'figures'))
+    record = place/'figures.json'
+    there = read_json(record, 'record of figures').get('runs', []) if record.exists() else []
+    if len(shown) < len(there):
+        raise RRNError(f"the figures in {place} show {len(there)} runs, and there are weights of {len(shown)} here. "
+                       "Nothing is drawn over them; give another folder: -p out FOLDER.")
+    return place
+
+def case_split(dataset) -> str:
+    "The split whose cases are shown: the first of Table 2's that the data set has."
+    return next((s for s in splits_of(dataset.name) if s in dataset.splits), dataset.splits[-1])
 
 def write_figures_record(folder, matrix:Matrix, figures:dict, rule, seed):
     "`figures.json`: what each figure shows; `figures` is name -> {data set: cases}."
     shown = {name: {d: [dict(sentence=c.sentence, origin=c.origin) for c in some] for d, some in by_set.items()} for name, by_set in figures.items()}
-    runs = sorted({matrix.cell(s, d).run for by_set in figures.values() for d in by_set for s in (*TABLE1, 'lstm-cnn') if matrix.run(matrix.cell(s, d).run).weights.exists()})
+    runs = shown_runs(matrix, dict.fromkeys(d for by_set in figures.values() for d in by_set))
     write_json(Path(folder)/'figures.json', dict(data=matrix.note, rule=RULES[rule], seed=seed, figures=shown, runs=runs))

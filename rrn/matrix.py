@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'OTHERS', 'APART', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2', 'WITH_CRF', 'MOBILE', 'SHAPES', 'MATRICES',
-           'STEPS', 'System', 'rrn', 'kind_of', 'Cell', 'Matrix', 'splits_of', 'given_matrix', 'keys', 'from_root',
-           'weights_file', 'outputs', 'papermill_command', 'command', 'gpu_places', 'gpu_names', 'device_slot',
-           'unlock_if_alone', 'pairs', 'draw_scenes', 'carry_out', 'main']
+           'OWN', 'SETTINGS', 'STEPS', 'WORKFLOW', 'System', 'rrn', 'kind_of', 'Cell', 'Matrix', 'splits_of',
+           'check_matrix', 'given_matrix', 'keys', 'steps', 'from_root', 'weights_file', 'outputs', 'is_made',
+           'has_counts', 'published_record', 'record_of', 'where', 'is_published', 'reports_folder', 'report_place',
+           'papermill_command', 'command', 'gpu_places', 'gpu_names', 'device_slot', 'unlock_if_alone', 'settings_of',
+           'split_settings', 'draw_scenes', 'carry_out', 'make_report', 'publish_all', 'main']
 
 # %% ../nbs/29_matrix.ipynb #9e7e6291
-import contextlib, functools, os, subprocess, sys, tempfile
+import contextlib, functools, hashlib, json, os, re, subprocess, sys, tempfile
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 import torch
-from .core import CommandLine, RRNError, one_of, repo_root
-from .model import Config, preset
+import yaml
+from .core import CommandLine, RRNError, one_of, repo_root, whole_file
+from .model import PRESETS, Config, preset
+from .record import Run, publish, published_folder, rows_file, run_name, runs_folder
+from .referit import READERS
 from .shapes import ensure
-from .train import Run, rows_file, run_name, runs_folder
 
 # %% ../nbs/29_matrix.ipynb #bd56b8a9
 @dataclass(frozen=True)
@@ -88,19 +92,25 @@ class Matrix:
     repeated: tuple = ('row1', 'row2', 'row5', 'row8', 'row9', 'row12')
     rows: tuple = tuple(TABLE1)     # of Table 1
     overrides: dict = field(default_factory=dict)   # fields of Config
-    folder: str = ''                # of its runs; '': reports/runs
+    folder: str = ''                # of its runs; '': runs/, and published records where there are none
+    fresh: bool = False             # whether published records are left alone, so that every run is made here
+    allow_skipped: bool = False     # whether runs count that were evaluated without pictures that could not be read
     segmentation: str = ''          # weights of the segmentation model in Figure 1, for photographs: '<backbone>,<head>' of the mobile DeepLab, or a torchvision file
+
+    def __post_init__(self): check_matrix(self)
 
     @property
     def subfolder(self): return '' if self.name == 'embedded' else self.name         # of reports/tables and reports/figures
 
     def run(self, name) -> Run:
-        "The run of that name."
-        return Run((repo_root()/self.folder if self.folder else runs_folder())/name)
+        "The run of that name, as it is trained here."
+        return Run(runs_folder(self.folder)/name)
 
     def configuration(self, system, dataset, seed) -> Config:
         "The configuration of a system on a data set."
-        return preset(self.preset, **SYSTEMS_OF_TABLES[system].values | self.overrides | dict(dataset=dataset, seed=seed))
+        special = dict(split='trainval') if dataset == 'referit' else {}         # what Table 2 is trained on there
+        values = SYSTEMS_OF_TABLES[system].values | special | self.overrides
+        return preset(self.preset, **values | dict(dataset=dataset, seed=seed))
 
     def cell(self, system, dataset, seed=0) -> Cell:
         "The run of a system on a data set."
@@ -125,6 +135,28 @@ def splits_of(dataset) -> tuple:
     "The splits of Table 2 that a data set has."
     return tuple(s for kind, s in COLUMNS2 if kind == kind_of(dataset))
 
+# %% ../nbs/29_matrix.ipynb #adf1b550
+def check_matrix(m:Matrix):
+    "`RRNError` for the first setting of a matrix that cannot be."
+    one_of('preset', m.preset, PRESETS)
+    if not re.fullmatch(r'([A-Za-z0-9][A-Za-z0-9._+-]{0,80})?', m.prefix):
+        raise RRNError(f"prefix={m.prefix!r} cannot begin the name of a run. Use letters, digits, '.', '_', '+' and "
+                       "'-', and begin with a letter or digit.")
+    if '..' in Path(m.folder).parts:
+        raise RRNError(f"folder={m.folder!r} leads out of where it begins. Give one in the project, or a whole path.")
+    if set(m.folder) & set('{}'):
+        raise RRNError(f"folder={m.folder!r} has braces, which the workflow takes for wildcards. Choose another.")
+    for name, allowed in (('datasets', READERS), ('rows', TABLE1), ('repeated', TABLE1)):
+        for value in getattr(m, name): one_of(name, value, allowed)
+    for name in ('seeds', 'more_seeds'):
+        for seed in getattr(m, name): _check_seed(name, seed)
+    for name in ('datasets', 'seeds'):
+        if not getattr(m, name): raise RRNError(f"{name} is empty; give at least one.")
+
+def _check_seed(name, seed):
+    if type(seed) is int and 0 <= seed < 2**63: return
+    raise RRNError(f"{name}={seed!r} is no seed; give whole numbers of at least 0, such as {name}=0,1,2.")
+
 # %% ../nbs/29_matrix.ipynb #9e5f7be4
 MOBILE = '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
 SHAPES = ('shapes-unc', 'shapes-unc+', 'shapes-gref', 'shapes-referit')
@@ -132,17 +164,37 @@ MATRICES = {m.name: m for m in (
     Matrix('embedded', 'embedded scenes, drawn by code; not the data of the paper', 'small', SHAPES, more_seeds=(1, 2)),
     Matrix('coco-mini', 'photographs of coco-mini, a small part of COCO with sentences made from annotations; not the data of the paper', 'mini', ('unc', 'unc+', 'gref-umd'),
            prefix='coco-mini-', data_root='../shared/data/coco-mini', rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
-           overrides=dict(iterations=400, weights=MOBILE), segmentation=f'{MOBILE},../shared/weights/deeplab_voc_head.safetensors'),
+           overrides=dict(iterations=400, backbone='mobilenetv2_100', weights=MOBILE),
+           segmentation=f'{MOBILE},../shared/weights/deeplab_voc_head.safetensors'),
     Matrix('paper', 'the published data sets', 'paper', ('unc', 'unc+', 'gref', 'gref-umd', 'referit'), more_seeds=(1, 2)))}
 
 def given_matrix(matrix='embedded', **changes) -> Matrix:
-    "A matrix of `MATRICES` with fields of `Matrix` or of `Config` changed; tuples may come as 'a,b'. `RRNError` for names that do not exist."
-    m, own = MATRICES[one_of('matrix', matrix, MATRICES)], {f.name for f in fields(Matrix)} - {'name', 'note', 'overrides'}
-    settings = {f.name for f in fields(Config)}
-    for name in changes: one_of('parameter', name, sorted(own | settings))
-    split = lambda v: tuple(int(x) if x.strip().isdigit() else x.strip() for x in str(v).split(',') if x.strip()) if not isinstance(v, (tuple, list)) else tuple(v)
-    known = {k: split(v) if isinstance(getattr(m, k), tuple) else v for k, v in changes.items() if k in own}
-    return replace(m, **known, overrides=m.overrides | {k: v for k, v in changes.items() if k not in own})
+    "A matrix with fields of `Matrix` or `Config` changed; tuples may come as 'a,b'. `RRNError` for what cannot be."
+    m = MATRICES[one_of('matrix', matrix, MATRICES)]
+    for name in changes: one_of('parameter', name, sorted(OWN | SETTINGS))
+    known = {k: _as_field(k, v, getattr(m, k)) for k, v in changes.items() if k in OWN}
+    return replace(m, **known, overrides=m.overrides | {k: v for k, v in changes.items() if k not in OWN})
+
+OWN = {f.name for f in fields(Matrix)} - {'name', 'note', 'overrides'}
+SETTINGS = {f.name for f in fields(Config)} - OWN
+
+def _as_field(name, value, default):
+    "A value for a field of `Matrix` whose default is another value of the right type."
+    if isinstance(default, tuple): return _as_tuple(value)
+    if isinstance(default, bool): return _as_bool(name, value)
+    if isinstance(value, (str, int, float, Path)): return str(value)
+    raise RRNError(f"{name}={value!r} should be text.")
+
+def _as_tuple(value):
+    "'a,b', 3 or a list as a tuple; what looks like a whole number is one."
+    parts = value if isinstance(value, (tuple, list)) else [x.strip() for x in str(value).split(',') if x.strip()]
+    return tuple(int(x) if isinstance(x, str) and re.fullmatch('-?[0-9]{1,30}', x) else x for x in parts)
+
+def _as_bool(name, value):
+    "True or false, also as text."
+    words = {'true': True, 'false': False}
+    if str(value).lower() in words: return words[str(value).lower()]
+    raise RRNError(f"{name}={value!r} should be true or false.")
 
 # %% ../nbs/29_matrix.ipynb #69493e5d
 STEPS = ['train', 'evaluate']
@@ -153,6 +205,10 @@ def keys(cell:Cell, step='') -> list:
     trained = [k for k in plain if k.endswith(' val')]
     rest = [k for k in plain if k not in trained] + [f'{k} (dcrf)' for k in plain if cell.crf]
     return dict(train=trained, evaluate=rest).get(step, trained + rest)
+
+def steps(cell:Cell) -> list:
+    "The steps that a run needs."
+    return [s for s in STEPS if s == 'train' or keys(cell, s)]
 
 def from_root(path) -> str:
     "A path relative to the project, or as it is if it lies elsewhere."
@@ -167,21 +223,74 @@ def outputs(matrix:Matrix, cell:Cell, step='') -> list:
     "The files with counts that a step ('': both) leaves, relative to the project."
     return [from_root(rows_file(matrix.run(cell.run), k)) for k in keys(cell, step)]
 
+def is_made(matrix:Matrix, cell:Cell, step) -> bool:
+    "Whether a step of a run has been carried out here."
+    run = matrix.run(cell.run)
+    trained = step != 'train' or (run.finished and run.weights.exists())
+    return trained and all(rows_file(run, k).exists() for k in keys(cell, step))
+
+# %% ../nbs/29_matrix.ipynb #9e19768f
+def has_counts(run:Run, cell:Cell) -> bool:
+    "Whether a record holds all counts that the tables read of a run."
+    return all(rows_file(run, k).exists() for k in keys(cell))
+
+def published_record(matrix:Matrix, cell:Cell):
+    "The published record of a run, or None if it is not there or not to be used."
+    run = Run(published_folder()/cell.run)
+    if matrix.fresh or matrix.folder or not run.exists: return None
+    other_data = matrix.data_root != MATRICES[matrix.name].data_root
+    return None if other_data and not run.identity() else run
+
+def record_of(matrix:Matrix, cell:Cell) -> Run:
+    "The record that counts: the run made here if it is complete, else the published one, else what there is here."
+    here, there = matrix.run(cell.run), published_record(matrix, cell)
+    if has_counts(here, cell) or there is None: return here
+    return there
+
+def where(matrix:Matrix, cell:Cell) -> str:
+    "'published', 'here' (made here and not, or not yet, published) or 'missing'."
+    run = record_of(matrix, cell)
+    if not has_counts(run, cell): return 'missing'
+    return 'published' if run.folder.parent == published_folder() or is_published(run) else 'here'
+
+def is_published(run:Run) -> bool:
+    "Whether the published record of that name is a copy of this one."
+    there = Run(published_folder()/run.name)
+    files = [(there.folder/n, run.folder/n) for n in ('config.json', 'metrics.json')]
+    return all(a.exists() and a.read_bytes() == b.read_bytes() for a, b in files)
+
+def reports_folder(matrix:Matrix) -> Path:
+    "Where tables and figures go: reports/ if all runs of a matrix are there and published, else beside the runs."
+    cells = matrix.cells()
+    names, usual = [c.run for c in cells], [c.run for c in MATRICES[matrix.name].cells()]
+    published = names == usual and all(where(matrix, c) == 'published' for c in cells)
+    if published and not matrix.folder: return repo_root()/'reports'
+    other = '' if names == usual else '-' + hashlib.sha256(' '.join(names).encode()).hexdigest()[:6]
+    return runs_folder(matrix.folder)/'reports'/f'{matrix.name}{other}'
+
+def report_place(matrix:Matrix, kind) -> Path:
+    "The folder of a matrix's 'tables' or 'figures'."
+    folder = reports_folder(matrix)
+    return folder/kind/(matrix.subfolder if folder == repo_root()/'reports' else '')
+
 # %% ../nbs/29_matrix.ipynb #9c0b3b96
 def papermill_command(notebook:str, out, **parameters) -> list:
     "The command that runs a driver with parameters."
-    given = [w for k, v in parameters.items() for w in ('-p', k, str(v))]
-    return [sys.executable, '-m', 'papermill', str(repo_root()/'nbs'/f'{notebook}.ipynb'), str(out), '--no-progress-bar', *given]
+    safe = lambda path: str(path).replace('{', '{{').replace('}', '}}')          # papermill fills braces in paths
+    books, given = [safe(repo_root()/'nbs'/f'{notebook}.ipynb'), safe(out)], yaml.safe_dump(parameters)
+    return [sys.executable, '-m', 'papermill', *books, '--no-progress-bar', f'--parameters_yaml={given}']
 
 def command(matrix:Matrix, cell:Cell, step, device='auto') -> list:
     "The command that carries out a step of a cell."
-    folder, root = matrix.run(cell.run).folder, dict(data_root=matrix.data_root) if matrix.data_root else {}
-    common = dict(run=folder if matrix.folder else cell.run, controls=False, device=device) | root
+    place, root = matrix.run(cell.run).folder, dict(data_root=matrix.data_root) if matrix.data_root else {}
+    common = dict(run=cell.run, folder=matrix.folder, controls=False, device=device) | root
     if one_of('step', step, STEPS) == 'evaluate':
         splits = [s for s in cell.splits if cell.crf or s != 'val']
-        return papermill_command(step, folder/'evaluate.ipynb', splits=','.join(splits), protocols=False, crf='torch' if cell.crf else 'none', **common)
-    values = SYSTEMS_OF_TABLES[cell.system].values | matrix.overrides
-    return papermill_command(step, folder/'train.ipynb', preset=matrix.preset, **common, **values, dataset=cell.config.dataset, seed=cell.config.seed)
+        how = dict(splits=','.join(splits), protocols=False, crf='torch' if cell.crf else 'none')
+        return papermill_command(step, place/'evaluate.ipynb', **how, **common)
+    own = dict(dataset=cell.config.dataset, seed=cell.config.seed, split=cell.config.split)
+    values = SYSTEMS_OF_TABLES[cell.system].values | matrix.overrides | own
+    return papermill_command(step, place/'train.ipynb', preset=matrix.preset, **common, **values)
 
 # %% ../nbs/29_matrix.ipynb #d9180047
 def gpu_places(per_gpu=1) -> int:
@@ -226,15 +335,29 @@ def unlock_if_alone(folder):
     with contextlib.suppress(OSError): fcntl.flock(alive, fcntl.LOCK_SH)
 
 # %% ../nbs/29_matrix.ipynb #6f94dc18
-def pairs(words) -> dict:
-    "['a=1', 'b=x'] -> {'a': 1, 'b': 'x'}: numbers become numbers."
-    def value(text):
-        for kind in (int, float):
-            with contextlib.suppress(ValueError): return kind(text)
-        return {'true': True, 'false': False}.get(text.lower(), text)
-    wrong = [w for w in words if '=' not in w]
-    if wrong: raise RRNError(f"{wrong[0]!r} is no setting; write name=value.")
-    return {k: value(v) for k, v in (w.split('=', 1) for w in words)}
+WORKFLOW = dict(runs_per_gpu=1, gpus_per_run=1, estimate=True)      # settings of the workflow itself
+
+def settings_of(words) -> dict:
+    "['iterations=1', 'folder=007'] -> {'iterations': 1, 'folder': '007'}: values of the types that their fields hold."
+    kinds = {f.name: f.type for f in fields(Config)} | {k: type(v) for k, v in WORKFLOW.items()}
+    kinds |= dict.fromkeys(('matrix', *OWN), str)
+    given = {}
+    for word in words:
+        name, sign, text = word.partition('=')
+        if not sign: raise RRNError(f"{word!r} is no setting; write name=value.")
+        given[name] = _typed(name, text, kinds[one_of('parameter', name, sorted(kinds))])
+    return given
+
+def _typed(name, text, kind):
+    "A setting's text as a value of its type."
+    if kind is bool: return _as_bool(name, text)
+    try: return kind(text)
+    except ValueError: raise RRNError(f"{name}={text!r} should be {kind.__name__}.") from None
+
+def split_settings(settings:dict) -> tuple:
+    "(those of a matrix, those of the workflow with defaults for the rest)."
+    of_matrix = {k: v for k, v in settings.items() if k not in WORKFLOW}
+    return of_matrix, WORKFLOW | {k: v for k, v in settings.items() if k in WORKFLOW}
 
 def draw_scenes(matrix:Matrix, cell:Cell):
     "Draw the embedded scenes of a run if they are not there; of runs that start at once, one draws and the others wait."
@@ -245,26 +368,50 @@ def draw_scenes(matrix:Matrix, cell:Cell):
         ensure(kind_of(cell.config.dataset))
 
 def carry_out(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
-    "Train or evaluate the run called `name`. Raises `RRNError` if there is none, or if it fails."
+    "Train or evaluate the run called `name`, unless that is done. Raises `RRNError` if there is none, or if it fails."
     cells = {c.run: c for c in matrix.cells()}
     cell = cells[one_of('run', name, cells)]
-    folder = matrix.run(cell.run).folder; folder.mkdir(parents=True, exist_ok=True)
+    folder = matrix.run(cell.run).folder
+    if folder.parent == published_folder(): raise RRNError("folder=reports/runs is for published records alone.")
+    if is_made(matrix, cell, step): return
+    folder.mkdir(parents=True, exist_ok=True)
     draw_scenes(matrix, cell)
     with device_slot(per_gpu=runs_per_gpu) as device: done = subprocess.run(command(matrix, cell, step, device), cwd=repo_root())
     if done.returncode: raise RRNError(f"{step} of run {name} failed; what it says stands above and in {folder/step}.ipynb.")
 
+def make_report(matrix_settings:dict, kind):
+    "Execute the notebook `kind`, 'tables' or 'figures'. Raises `RRNError` if it fails."
+    out = repo_root()/f"out-{kind}-{one_of('matrix', matrix_settings.get('matrix', 'embedded'), MATRICES)}.ipynb"
+    done = subprocess.run(papermill_command(kind, out, **matrix_settings), cwd=repo_root())
+    if done.returncode: raise RRNError(f"the {kind} were not made; what the notebook says is above and in {out.name}.")
+
+def publish_all(matrix:Matrix):
+    "Publish every run of a matrix that was made here, in place of what was published; their names."
+    names = [c.run for c in matrix.cells() if where(matrix, c) == 'here']
+    for name in names: publish(name, replace=True, folder=matrix.folder)
+    return names
+
+# %% ../nbs/29_matrix.ipynb #51b55901
 def main(argv=None):
-    "`python -m rrn.matrix train|evaluate <run> [name=value ...]`"
-    parser = CommandLine(prog='python -m rrn.matrix', description='Train or evaluate one run of the tables.')
-    parser.add_argument('step', choices=STEPS, help='what to do')
-    parser.add_argument('run', help='its name, as the workflow lists it')
-    parser.add_argument('settings', nargs='*', help='matrix=embedded iterations=100 runs_per_gpu=2 ...')
+    "`python -m rrn.matrix train|evaluate|tables|figures|publish [<run>] [name=value ...]`"
+    parser = CommandLine(prog='python -m rrn.matrix', description='One step of the tables.')
+    parser.add_argument('step', choices=[*STEPS, 'tables', 'figures', 'publish'], help='what to do')
+    parser.add_argument('words', nargs='*', metavar='[run] name=value', help='a run to train or evaluate, and settings')
+    parser.add_argument('--settings', default='{}', help='the same as JSON')
+    parser.add_argument('--stamp', help='a file to write when it is done')
     given = parser.parse_args(argv)
-    try:
-        settings = pairs(given.settings)
-        per_gpu = settings.pop('runs_per_gpu', 1)
-        carry_out(given_matrix(**settings), given.step, given.run, per_gpu)
+    try: _main(given)
     except RRNError as e: sys.exit(f'error: {e}')
+
+def _main(given):
+    run, words = (given.words[:1], given.words[1:]) if given.step in STEPS else ([], given.words)
+    if given.step in STEPS and not run: raise RRNError(f"{given.step} which run? Give its name first.")
+    own, how = split_settings(json.loads(given.settings) | settings_of(words))
+    if given.step in STEPS: carry_out(given_matrix(**own), given.step, *run, how['runs_per_gpu'])
+    elif given.step == 'publish': print(*publish_all(given_matrix(**own)), sep='\n')
+    else: make_report(own, given.step)
+    if given.stamp:
+        with whole_file(given.stamp) as f: f.write('')
 
 # %% ../nbs/29_matrix.ipynb #16a21ca2
 if __name__ == '__main__' and '__file__' in globals(): main()

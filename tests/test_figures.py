@@ -9,8 +9,9 @@ import pytest
 from rrn.claims import claims_table, our_difference, CLAIMS
 from rrn.evaluate import evaluate
 from rrn.figures import cases, figure2, figure3, figure4, figure5, find_predictor, known_ious, own_case, row, save_figure
-from rrn.matrix import given_matrix
+from rrn.matrix import Matrix, given_matrix
 from rrn.metrics import SegmentationMetrics
+from rrn.model import Config
 from rrn.shapes import write_refer
 from rrn.tables import results, table1, table2
 from rrn.train import add_metrics, open_job, open_named, run_job
@@ -76,6 +77,15 @@ def test_a_picture_and_sentence_of_ones_own(matrix):
     sample = open_named('shapes-unc', matrix.data_root).samples('testA')[0]
     shown = row(own_case(sample.image, 'left thing'), {'LSTM': find_predictor(matrix, 'row12', 'shapes-unc')})
     assert [t for t, _ in shown] == ['image', 'LSTM']          # no truth, so no IoU
+
+
+def test_the_parameters_of_drivers_mean_no_field_of_the_matrix_unless_they_are_it():
+    "The number of cases in a figure was called `rows` as well, so that no matrix with chosen rows had figures."
+    fields = {**Matrix.__dataclass_fields__, **Config.__dataclass_fields__}
+    for name, shared in (('figures', {'folder', 'segmentation'}), ('tables', {'folder'})):
+        cells = json.loads((Path(__file__).resolve().parents[1]/'nbs'/f'{name}.ipynb').read_text())['cells']
+        source, = (''.join(c['source']) for c in cells if c['metadata'].get('tags') == ['parameters'])
+        assert {line.split('=')[0].strip() for line in source.splitlines() if '=' in line} & set(fields) == shared
 
 
 def test_the_tables_notebook(matrix, tmp_path):

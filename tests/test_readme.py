@@ -18,7 +18,7 @@ def test_results_are_those_of_the_records():
 
 
 def test_tables_and_claims_are_those_of_the_runs():
-    matrix = given_matrix()
+    matrix = given_matrix(folder='reports/runs')
     tables = as_markdown(1, table1(matrix), matrix) + '\n' + as_markdown(2, table2(matrix), matrix)
     assert TEXT == replace_section(replace_section(TEXT, 'tables', tables), 'claims', claims_summary(matrix)), 'run nbs/readme.ipynb'
     kept = (REPO/'reports'/'tables'/'table1.md').read_text()

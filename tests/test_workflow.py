@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,10 @@ import psutil
 import pytest
 import snakemake.cli
 from rrn.core import RRNError
-from rrn.matrix import device_slot, draw_scenes, given_matrix, outputs, weights_file
+from rrn.cost import Rate, step_operations
+from rrn.matrix import device_slot, draw_scenes, given_matrix, keys, outputs, papermill_command, weights_file
+from rrn.record import Run, published_folder, rows_file, write_json
+from rrn.workflow import read_settings, stamp
 
 REPO = Path(__file__).resolve().parents[1]
 TINY = dict(datasets='shapes-unc', more_seeds='', image_size=64, D_Q=8, D_I=8, D_S=8, embed_dim=8)
@@ -38,7 +42,9 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def given(settings): return ['--config', *(f'{k}={v}' for k, v in settings.items())] if settings else []
+def given(settings):
+    "The words behind --config; no probe unless asked for."
+    return ['--config', *(f'{k}={v}' for k, v in (dict(estimate=False) | settings).items())]
 
 
 def ask(*words, **settings):
@@ -49,18 +55,15 @@ def ask(*words, **settings):
         except SystemExit as e: return e.code, said.getvalue()
 
 
-def jobs(said) -> dict:
-    "Job -> count of a dry run; {} if there is nothing to be done."
-    table = said.rpartition('Job stats:')[2].partition('total')[0] if 'Job stats:' in said else ''
-    return {line.split()[0]: int(line.split()[1]) for line in table.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit()}
-
-
 def planned(*words, **settings) -> set:
-    "The jobs that a dry run lists, beside the target."
+    "The jobs that a dry run lists, beside the target: 'tables', 'train_<run>', ..."
     status, said = ask(*words, '-n', **settings)
     assert status == 0, said
-    assert all(n == 1 for n in jobs(said).values())
-    return set(jobs(said)) - {'reports', 'runs', 'trained'}
+    blocks = re.findall(r'^(?:local)?rule (\w+):\n((?:    .*\n)+)', said, re.M)
+    runs = [(rule, re.search(r'wildcards: run=(\S+)', block)) for rule, block in blocks]
+    jobs = [f'{rule}_{run[1]}' if run else rule for rule, run in runs]
+    assert len(jobs) == len(set(jobs))
+    return set(jobs) - {'reports', 'runs', 'trained'}
 
 
 def start(target, where, /, **settings):
@@ -95,6 +98,13 @@ def test_a_dry_run_lists_every_cell(checkout, settings, extra):
     (dict(matrix='papper'), "Did you mean 'paper'"),
     (dict(iterations='many'), 'should be int'),
     (dict(update='lsmt'), "Did you mean 'lstm'"),
+    (dict(prefix='../..'), 'cannot begin the name of a run'),
+    (dict(folder='../else'), 'leads out'),
+    (dict(seeds='0,one'), "seeds='one' is no seed"),
+    (dict(more_seeds='-1'), 'more_seeds=-1 is no seed'),
+    (dict(rows='row5,row16'), "rows='row16' is not known"),
+    (dict(datasets='shapes-unk'), "Did you mean 'shapes-unc'"),
+    (dict(fresh='perhaps'), 'should be true or false'),
 ])
 def test_wrong_settings_fail_with_one_message(checkout, settings, message):
     status, said = ask('reports', '-n', **settings)
@@ -109,22 +119,43 @@ def pretend(files):
         os.utime(file, (10**9 + i, 10**9 + i))
 
 
+def published_rows(cell):
+    run = Run(published_folder()/cell.run)
+    return [str(rows_file(run, k).relative_to(Path.cwd())) for k in keys(cell)]
+
+
 def pretend_clone(counts_last=False):
-    "What is committed: counts, tables and figures, but no weights."
+    "What is committed: records with counts, tables and figures, but no weights."
     matrix = given_matrix()
-    counts = [f for c in matrix.cells() for f in outputs(matrix, c)]
+    counts = [f for c in matrix.cells() for f in published_rows(c)]
     made = [f'reports/tables/table{n}.{e}' for n in (1, 2) for e in ('md', 'csv', 'tex')] + ['reports/tables/claims.md']
     drawn = [f'reports/figures/figure{n}.{e}' for n in range(1, 6) for e in ('png', 'pdf')] + ['reports/figures/figures.json']
     pretend(drawn + made + counts if counts_last else counts + made + drawn)
+    record = dict(training_seconds=60., code='old', device='a processor')
+    for c in matrix.cells(): write_json(published_folder()/c.run/'config.json', record)
     Path('reports/figures/figures.json').write_text(json.dumps(dict(runs=[c.run for c in matrix.cells()][:5])))
     return matrix
 
 
-def test_a_fresh_clone_needs_no_training(checkout):
-    pretend_clone()
+@pytest.mark.parametrize('counts_last', [False, True])
+def test_a_fresh_clone_needs_no_training(checkout, counts_last):
+    "Whichever files are the newer ones: a checkout writes them in any order."
+    pretend_clone(counts_last)
     assert planned('reports') == set()
-    pretend_clone(counts_last=True)
-    assert planned('reports') == {'tables'}
+
+
+def test_in_a_fresh_clone_all_is_made_anew_beside_it_if_asked(checkout):
+    matrix = pretend_clone()
+    status, said = ask('reports', '-n', fresh=True)
+    assert status == 0 and ' reports/tables/table1.md' not in said, said
+    assert 'runs/reports/embedded/tables/table1.md' in said
+    assert planned('reports', fresh=True) == wanted_jobs(matrix) | {'tables', 'figures'}
+
+
+def test_published_records_without_a_fingerprint_are_not_of_other_data(checkout):
+    "Runs of A and runs of B made one table in silence, since the workflow kept no data_root."
+    pretend_clone()
+    assert planned('reports', data_root='/nowhere') == wanted_jobs(given_matrix()) | {'tables', 'figures'}
 
 
 def test_in_a_fresh_clone_other_settings_make_other_runs(checkout):
@@ -135,8 +166,101 @@ def test_in_a_fresh_clone_other_settings_make_other_runs(checkout):
 def test_in_a_fresh_clone_one_missing_run_is_one_run(checkout):
     matrix = pretend_clone()
     cell = matrix.cell('row5', 'shapes-unc')
-    Path(outputs(matrix, cell, 'train')[0]).unlink()
+    Path(published_rows(cell)[0]).unlink()
     assert planned('reports') == {f'train_{cell.run}', f'evaluate_{cell.run}', 'tables'}
+
+
+def test_it_says_first_what_is_there_and_what_it_would_cost(checkout, monkeypatch):
+    "`-n` in a fresh clone said 'Nothing to be done'; `matrix=paper` began weeks of work without a word."
+    pretend_clone()
+    known = lambda c, device, limit, remembered: Rate(.5, 20, step_operations(c, remembered), 'a processor')
+    monkeypatch.setattr('rrn.workflow.rate', known)
+    said = ask('reports', '-n', estimate=True)[1]
+    for part in ('50 runs on embedded scenes', '50 published in reports/runs, 0 made here in runs, 0 missing',
+                 'nothing has to be trained', 'fresh=true (it took 50 minutes on a processor)',
+                 'made by other versions of the code', 'old (50)'): assert part in said
+    assert said.index('50 published') < said.index('Nothing to be done')
+    paper = dict(matrix='paper', rows='row2,row12', seeds=0)
+    said = ask('reports', '-n', **paper, data_root='/nowhere', estimate=True)[1]
+    n = len(given_matrix(**paper).cells())
+    assert f'0 published in reports/runs, 0 made here in runs, {n} missing' in said
+    assert re.search(rf'to make: {n} runs, {700_000 * n:,} sentences in training, [\d,]+ in evaluation: '
+                     r'about [\d.]+ days of computing on a processor \(from 20 steps', said), said
+
+
+ODD = 'o\'brien "$(touch pwned)" `touch pwned` \\ # {run} ~ * ;touch pwned'
+
+
+def recorder(folder, then=''):
+    "A program in the place of Python: it keeps its arguments, does `then`, and writes the stamp."
+    file = Path(folder)/"o'brien $(touch pwned)"/'python'
+    file.parent.mkdir()
+    file.write_text(f"""#!{sys.executable}
+import json, pathlib, sys
+with open('seen', 'a') as f: f.write(json.dumps(sys.argv[1:]) + '\\n')
+{then}
+for word in sys.argv:
+    if word.startswith('--stamp='): pathlib.Path(word[8:]).touch()
+""")
+    file.chmod(0o755)
+    return str(file)
+
+
+@pytest.mark.parametrize('odd', [ODD, 'two\nlines', '-begins with a dash', '007'])
+def test_settings_arrive_as_they_are_and_no_shell_reads_them(checkout, monkeypatch, odd):
+    monkeypatch.setattr(sys, 'executable', recorder(checkout))
+    folder = odd.replace('{', '').replace('}', '')
+    settings = dict(datasets='shapes-unc', more_seeds='', data_root=odd, folder=folder, segmentation=odd)
+    status, said = ask('runs', **settings)
+    assert status == 0, said
+    seen = [json.loads(line) for line in Path('seen').read_text().splitlines()]
+    assert len(seen) == 25 and all(json.loads(words[4].partition('=')[2]).items() >= settings.items() for words in seen)
+    assert not list(checkout.rglob('pwned')) and len(list((checkout/folder).glob('*/train.done'))) == 20
+
+
+def test_stamps_without_weights_are_not_believed(checkout, monkeypatch):
+    monkeypatch.setattr(sys, 'executable', recorder(checkout))
+    run('runs', iterations=30)
+    assert len(list(checkout.glob('runs/*/train.done'))) == 50
+    assert planned('runs', iterations=30) == wanted_jobs(given_matrix(iterations=30))
+
+
+def test_the_jobs_of_a_cluster_are_given_one_plain_word(checkout, monkeypatch):
+    "They are other calls of Snakemake, and a shell reads their commands."
+    seen = []
+    def stop(self, workflow, *rest, **more):
+        seen.append(workflow.config_settings.config_args)
+        sys.exit(3)
+    monkeypatch.setattr('snakemake.scheduling.job_scheduler.JobScheduler.__init__', stop)
+    ask('trained', '-n', data_root=ODD, iterations=7)
+    (word,), = seen
+    assert re.fullmatch('packed=[a-z0-9]+', word) and read_settings({}, [word])[0] == dict(data_root=ODD, iterations=7)
+
+
+def test_a_value_reaches_the_kernel_as_it_is(checkout, monkeypatch):
+    "From the command of a job through papermill into the notebook's variables."
+    import nbformat
+    (checkout/'nbs').unlink(); (checkout/'nbs').mkdir()
+    keep = "import json, pathlib\npathlib.Path('got').write_text(json.dumps([a, b, c]))"
+    tagged = nbformat.v4.new_code_cell("a = b = c = ''", metadata=dict(tags=['parameters']))
+    cells = [tagged, nbformat.v4.new_code_cell(keep)]
+    kernel = dict(name='python3', display_name='python3', language='python')
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), 'nbs/small.ipynb')
+    values = [ODD + '\nsecond line', '-0123', 'true']
+    command = papermill_command('small', checkout/'out {a}.ipynb', **dict(zip('abc', values)))
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(Path('got').read_text()) == values
+    assert not Path('pwned').exists() and Path('out {a}.ipynb').exists()
+
+
+def test_weights_survive_a_job_that_fails(checkout, monkeypatch):
+    "Snakemake removes the outputs of a failed job, and finished weights were among them."
+    writes = "pathlib.Path(f'runs/{sys.argv[4]}/model.safetensors').write_text('weights'); sys.exit(1)"
+    monkeypatch.setattr(sys, 'executable', recorder(checkout, writes))
+    cell = given_matrix(iterations=30).cell('row5', 'shapes-unc')
+    status, said = ask(stamp(given_matrix(), cell.run, 'train'), iterations=30)
+    assert status == 1 and Path(f'runs/{cell.run}/model.safetensors').read_text() == 'weights'
+    assert not Path(f'runs/{cell.run}/train.done').exists()
 
 
 def kill_all(process):
@@ -157,14 +281,15 @@ def test_made_once_made_beside_and_made_in_spite_of_a_kill(tmp_path, scenes, mon
     monkeypatch.chdir(whole)
     few, many = (TINY | dict(data_root=scenes, folder='elsewhere', iterations=n) for n in (3, 560))
     cell, other = (given_matrix(**settings).cell('row12', 'shapes-unc') for settings in (few, many))
-    run(f'evaluate_{cell.run}', **few)
+    done = lambda cell, step: f'elsewhere/{cell.run}/{step}.done'
+    run(done(cell, 'evaluate'), **few)
     made = [Path(f) for f in [weights_file(given_matrix(**few), cell), *outputs(given_matrix(**few), cell)]]
     assert len(made) == 7 and all(f.stat().st_size > 0 for f in made) and made[0].parts[0] == 'elsewhere'
     assert {'train.ipynb', 'evaluate.ipynb', 'train.log', 'evaluate.log', 'config.json'} <= {f.name for f in made[0].parent.iterdir()}
     before = {f: f.read_bytes() for f in made}
-    assert planned(f'evaluate_{cell.run}', **few) == set()
-    target = f'train_{other.run}'
-    assert planned(f'evaluate_{other.run}', **many) == {target, f'evaluate_{other.run}'}
+    assert planned(done(cell, 'evaluate'), **few) == set()
+    target = done(other, 'train')
+    assert planned(done(other, 'evaluate'), **many) == {f'train_{other.run}', f'evaluate_{other.run}'}
     run(target, **many)
     assert all(f.read_bytes() == content for f, content in before.items())
     monkeypatch.chdir(killed)
@@ -241,8 +366,10 @@ def test_slurm(checkout, scenes):
     settings = TINY | dict(data_root=scenes, iterations=3, gpus_per_run=0)
     matrix = given_matrix(**{k: v for k, v in settings.items() if k != 'gpus_per_run'})
     cell = matrix.cell('row2', 'shapes-unc')
-    command = [sys.executable, '-m', 'snakemake', f'train_{cell.run}', '--workflow-profile', 'profiles/slurm', '--latency-wait', '5', '--slurm-status-command', 'squeue', '--slurm-init-seconds-before-status-checks', '20',
-               '--default-resources', 'runtime=10', 'mem_mb=2000', 'cpus_per_task=1', *given(settings)]
+    profile = ['--workflow-profile', 'profiles/slurm', '--latency-wait', '5', '--slurm-status-command', 'squeue']
+    profile += ['--slurm-init-seconds-before-status-checks', '20']
+    profile += ['--default-resources', 'runtime=10', 'mem_mb=2000', 'cpus_per_task=1']
+    command = [sys.executable, '-m', 'snakemake', stamp(matrix, cell.run, 'train'), *profile, *given(settings)]
     done = subprocess.run(command, env=os.environ | dict(PYTHONPATH=str(REPO)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(weights_file(matrix, cell)).exists() and 'SLURM jobid' in done.stderr
