@@ -128,3 +128,17 @@ def test_a_tensor_on_the_wrong_device_is_found():
         for wrong in (lambda: there + here, lambda: torch.cat([there, here]), lambda: here[there.long()], lambda: np.asarray(there), there.numpy):
             with pytest.raises((RuntimeError, TypeError)): wrong()
         assert (there + torch.tensor(1.)).tolist() == [2, 2, 2] and there[torch.tensor([0])].device == GPU
+
+
+@pytest.mark.parametrize('name', ['paper', 'fast', 'released'])        # RMI asks how long sentences are, and such tensors hold no values
+def test_the_paper_s_sizes(name):
+    "PyTorch's own fake tensors: the whole network at its real sizes on 'cuda', without its memory."
+    c = preset(name, weights='random', vocabulary='', precision='fp32')
+    with FakeTensorMode():
+        torch._C._ensureCUDADeviceGuardSet()
+        with torch.device('cuda:0'):
+            model = RRN(c, 10_000)
+            images, words = torch.zeros(2, 3, 320, 320, dtype=torch.uint8), torch.ones(3, 20, dtype=torch.int64)
+            image_of, masks = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 320, 320, dtype=torch.bool)
+        logits = model(images, words, image_of)
+        assert logits.shape == (3, 1, 40, 40) and logits.device == GPU
