@@ -42,8 +42,8 @@ def names_of(run:Run) -> dict:
     return {label: f"people ({label.removeprefix('people:')})" for label in found if label.startswith('people:')} | {run.config().dataset: 'as in training'}
 
 # %% ../nbs/34_beside.ipynb #f4867b7c
-NOTE = ("A run on data sets that are small parts of the published ones: not results on them. Pictures that the other data set asks about were left out of the training "
-        "({} of them named by `exclude`). Intervals are 95 % of a bootstrap over images.")
+NOTE = ("A run on data sets that are small parts of the published ones: not results on them. Training left out {} pictures by their ids (`exclude`), so that "
+        "none that people speak about here was trained on. Intervals are 95 % of a bootstrap over images; with two to seven images they say little more than that.")
 
 def table_text(run:Run) -> str:
     "The table in Markdown, with what was trained, and on what it was not."
