@@ -249,7 +249,7 @@ def speed(place, images, sentences, compiled) -> dict:
     works = {'train': bench.train, 'plain train': bench.plain_train, 'evaluate': bench.evaluate, 'plain evaluate': bench.plain_evaluate}
     if place.on_gpu: torch.cuda.reset_peak_memory_stats()
     t = in_turns(works, place.device, place.pick(20, 1))
-    peak = place.records['machine'][f'matmul_peak_{c.precision}']
+    peak = at('machine', f'matmul_peak_{c.precision}')(place.records) or matmul_peak(place.device, c.precision)
     rates = {w: dict(sentences_per_second=n / t[w]['median'], times_the_plain_port=n * t[f'plain {w}']['median'] / t[w]['median']) for w in ('train', 'evaluate')}
     return dict(images=images, sentences=sentences, compiled=compiled, precision=c.precision, seconds=t, **rates, steps_per_second=1 / t['train']['median'],
                 operations_per_step=counted, share_of_peak=counted / t['train']['median'] / peak, peak_memory=memory(place.device),
@@ -415,6 +415,7 @@ def kill_after_checkpoint(place, limit=300) -> int:
 
 @stage('kill', 120, 'kill -9 in the middle of a training, and the same command again')
 def kill(place):
+    if not done(place.records.get('determinism')): raise RRNError("what it is compared with is missing: do the stage determinism first.")
     fresh(place.work/'killed')
     step = kill_after_checkpoint(place)
     alone, resumed = place.records['determinism']['deterministic']['paper'][0], result_of(start_trial(place, 'killed'))

@@ -89,6 +89,12 @@ def test_a_stage_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
     assert done(run_stages(place(tmp_path), tmp_path, ['crf'])['crf'])
 
 
+def test_stages_alone(tmp_path):
+    "A share is one of a peak that is measured where it is not known; a comparison without its other side says so."
+    records = run_stages(place(tmp_path), tmp_path, ['speed 1x1', 'kill'])
+    assert records['speed 1x1']['share_of_peak'] > 0 and 'do the stage determinism first' in records['kill']['error']
+
+
 def test_records_are_not_mixed(tmp_path):
     (tmp_path/'records.json').write_text(json.dumps(dict(machine=dict(device='another', tiny=True))))
     with pytest.raises(RRNError, match='--out FOLDER'): run_stages(place(tmp_path), tmp_path)

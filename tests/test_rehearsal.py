@@ -214,6 +214,7 @@ def check_runs(road, cells):
 @slow
 def test_snakemake_makes_tables_and_figures(road):
     "From nothing to tables and figures: every system of Table 2 and Figure 5's baseline on two sets, and a row of Table 1."
+    assert '--config matrix=paper data_root=data' in README
     settings = TINY | dict(matrix='paper', data_root='data', datasets='unc,referit', rows='row12', more_seeds='', repeated='')
     run(road, ['snakemake', 'reports', '--cores', '1', *config_words(**settings)])
     check_runs(road, given_matrix(**settings).cells())
