@@ -6,10 +6,10 @@
 __all__ = ['CANNOT_WRITE', 'PACKAGES', 'HELD', 'RRNError', 'one_of', 'repo_root', 'assets', 'writing', 'whole_file', 'sweep',
            'write_json', 'file_bytes', 'sha256_of', 'read_json', 'as_path', 'seed_everything', 'derived_rng',
            'pick_device', 'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool',
-           'new_folder', 'CommandLine', 'field_comments', 'settings_help']
+           'Absent', 'optional', 'new_folder', 'CommandLine', 'field_comments', 'settings_help']
 
 # %% ../nbs/00_core.ipynb #94af2275
-import argparse, contextlib, difflib, errno, hashlib, importlib.metadata, inspect, json, multiprocessing, os, platform
+import argparse, contextlib, difflib, errno, hashlib, importlib, importlib.metadata, inspect, json, multiprocessing, os, platform
 import random, re, shutil, subprocess, tempfile, threading, time, traceback, zlib
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -251,6 +251,21 @@ def process_pool(workers:int):
         with ProcessPoolExecutor(workers, initializer=_work_for_parent) as pool: yield pool
     except BrokenProcessPool as e:
         raise RRNError("a worker process died: it was killed, or memory was short. Give the same command again, with fewer workers.") from e
+
+# %% ../nbs/00_core.ipynb #0a7c1e56
+class Absent:
+    "Stands for a package that is not installed: whatever is asked of it is an `RRNError` that names it."
+    def __init__(self, package, why): self._message = f"{why} needs the package {package}, which is not installed: pip install {package}"
+    def __getattr__(self, name):
+        if name.startswith('__'): raise AttributeError(name)
+        raise RRNError(self._message)
+
+def optional(module:str,   # its full name
+             why:str       # what needs it, for the message
+            ):
+    "The module, or an `Absent` in its place."
+    try: return importlib.import_module(module)
+    except ImportError: return Absent(module.partition('.')[0], why)
 
 # %% ../nbs/00_core.ipynb #712435b9
 @contextlib.contextmanager

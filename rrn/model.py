@@ -28,6 +28,7 @@ class Config:
     # data (sections 3.3 and 4.1)
     dataset: str = 'unc'
     split: str = 'train'             # the split to train on
+    exclude: str = ''                # pictures not to train on: image ids joined by commas, or a text file of them
     image_size: int = 320            # W = H, pixels
     max_words: int = 20
     tokenizer: str = 'words'         # 'words' or 'released'

@@ -8,10 +8,11 @@ __all__ = ['LOG', 'RUN_OPTIONS', 'LEAST', 'RELEASED_VOCABULARIES', 'LONG', 'EVAL
            'save_checkpoint', 'checkpoints', 'check_checkpoint', 'restore', 'restore_state', 'check_moments',
            'resume_from', 'read_log', 'Log', 'batch_loss', 'Engine', 'update_step', 'trained_weights', 'gradients',
            'team_gradients', 'make_engine', 'check_finite', 'Plan', 'Reporter', 'sentences_read', 'train', 'RunOptions',
-           'check_options', 'choose_preset', 'find_root', 'Job', 'make_reader', 'pick_workers', 'open_job', 'make_job',
-           'open_named', 'find_vocabulary', 'make_vocabulary', 'check_before_data', 'check_memory', 'head_bytes',
-           'run_job', 'announce', 'begin', 'empty', 'finish', 'reopen', 'blind_job', 'open_run', 'check_weights',
-           'open_evaluation', 'parse_settings', 'train_job', 'train_together', 'main']
+           'check_options', 'choose_preset', 'find_root', 'excluded', 'training_samples', 'Job', 'make_reader',
+           'pick_workers', 'open_job', 'make_job', 'open_named', 'find_vocabulary', 'make_vocabulary',
+           'check_before_data', 'check_memory', 'head_bytes', 'run_job', 'announce', 'begin', 'empty', 'finish',
+           'reopen', 'blind_job', 'open_run', 'check_weights', 'open_evaluation', 'parse_settings', 'train_job',
+           'train_together', 'main']
 
 # %% ../nbs/18_train.ipynb #95ee4d36
 import contextlib, hashlib, io, json, math, os, random, shutil, sys, time
@@ -23,7 +24,7 @@ import psutil
 import safetensors.torch
 import torch
 import rrn.baselines                  # adds the paper's other systems
-from .core import (CommandLine, RRNError, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything,
+from .core import (CommandLine, RRNError, file_bytes, keep_freed_memory, locked, one_of, pick_device, read_json, repo_root, seed_everything,
                       settings_help, sha256_of, sweep, whole_file, write_json, writing)
 from .backbone import LEVELS, cnn_checksum, rehearse
 from .data import Batches, Reader, Team, TrainingOrder, group_by_image, loader, this_team, workers_alive
@@ -374,6 +375,21 @@ def find_root(data_root:str) -> Path:
         if path.is_dir(): return path
     raise RRNError(f"data_root={data_root!r} is no folder (looked in {Path.cwd()} and {repo_root()}); see data/README.md.")
 
+# %% ../nbs/18_train.ipynb #e3c1d002
+def excluded(c:Config) -> set:
+    "Ids of the pictures that a configuration does not train on. `RRNError` for what is no list of numbers."
+    text = c.exclude
+    if text.endswith('.txt'): text = file_bytes(repo_root()/text, 'list of pictures').decode('utf-8', 'replace')
+    try: return {int(word) for word in text.replace(',', ' ').split()}
+    except ValueError: raise RRNError(f"exclude={c.exclude!r} should be ids of pictures joined by commas, or a text file (.txt) of them.") from None
+
+def training_samples(c:Config, dataset) -> list:
+    "What a configuration trains on: the samples of its split, less those about excluded pictures. `RRNError` if none is left."
+    out = excluded(c)
+    kept = [s for s in dataset.samples(c.split) if s.image_id not in out]
+    if not kept: raise RRNError(f"exclude leaves no sentence of {dataset.name} {c.split} to train on.")
+    return kept
+
 # %% ../nbs/18_train.ipynb #114a8b78
 @dataclass
 class Job:
@@ -434,7 +450,7 @@ def make_job(config:Config, dataset, options:dict, device) -> Job:
     vocabulary = make_vocabulary(config, dataset)
     seed_everything(config.seed)
     model = RRN(config, len(vocabulary))
-    identity = identity_of(model, vocabulary, dataset.samples(config.split))
+    identity = identity_of(model, vocabulary, training_samples(config, dataset))
     name = options['run'] or run_name(replace(config, dataset=dataset.name))
     run = Run(runs_folder(options['folder'])/check_name(name))
     if options['resume']: check_same(run, config, identity)
@@ -460,7 +476,7 @@ def find_vocabulary(c:Config, root) -> Path:
 def make_vocabulary(c:Config, dataset) -> Vocabulary:
     "The words of the training sentences, or those of a file, for the configuration's tokenizer."
     if c.vocabulary: return Vocabulary.from_file(find_vocabulary(c, dataset.root), c.tokenizer)
-    built = Vocabulary.build(s.sentence for s in dataset.samples(c.split))
+    built = Vocabulary.build(s.sentence for s in training_samples(c, dataset))
     return Vocabulary(built.words, c.tokenizer)
 
 # %% ../nbs/18_train.ipynb #1229e10c
@@ -495,7 +511,7 @@ def run_job(job:Job, **plan) -> pd.DataFrame:
     "Train a job to its end, validating on (at most 400 expressions of) its validation split; the log. In a team, the leader keeps the record."
     o, c, team = job.options, job.config, this_team()
     if job.device.type == 'cpu': keep_freed_memory()
-    groups = group_by_image(job.samples(c.split))
+    groups = group_by_image(training_samples(c, job.dataset))
     how = {k: o[k] for k in ('log_every', 'validate_every', 'save_every', 'feature_cache', 'cache_dtype', 'compile')} | plan
     how['workers'] = pick_workers(o['workers'], len(groups), c.image_size, job.device.type == 'cuda')
     held_out, reader = job.samples(job.validation_split())[:400], job.reader()
