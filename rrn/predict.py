@@ -123,5 +123,5 @@ class Predictor:
 def case_pictures(predictor:Predictor, sample, case) -> list:
     "Truth and prediction of an evaluation row (from `rrn.evaluate.cases`) as two titled pictures."
     image = read_image(sample.image)
-    found = predictor.set_image(image).predict(sample.sentence)
+    with warnings.catch_warnings(action='ignore', category=UserWarning): found = predictor.set_image(image).predict(sample.sentence)     # on words never seen
     return [(f'"{sample.sentence}"', overlay(image, sample.mask.decode())), (f'{case.case}: IoU {100 * case.iou:.0f}', overlay(image, found.mask))]

@@ -193,7 +193,7 @@ def test_beside_a_clone_called_rrn_the_package_is_imported(tmp_path):
     subprocess.run([sys.executable, '-c', BUILD, str(tmp_path)], cwd=clone, env=environment, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob('*.whl'))) as wheel: wheel.extractall(site)
     for folder in (tmp_path, clone, clone/'rrn'):
-        done = subprocess.run([sys.executable, '-c', IMPORT, str(site)], cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, '-S', '-c', IMPORT, str(site)], cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout.split()[1] == str(clone/'rrn'/'__init__.py'), (folder, done.stderr, done.stdout)
 
 
