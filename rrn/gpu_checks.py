@@ -16,7 +16,7 @@ __all__ = ['TINY', 'STAGES', 'OPTIONAL', 'CASES', 'HOW', 'LIMITS', 'PLAIN', 'EMB
            'work_folder', 'arguments', 'main']
 
 # %% ../nbs/33_gpu.ipynb #bba40e0a
-import argparse, contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time, traceback
+import contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time, traceback
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from .benchmark import Bench, in_turns, matmul_peak, memory, operations, photograph, random_batch, seconds, write_pictures
-from .core import RRNError, derived_rng, device_name, locked, one_of, pick_device, read_json, repo_root, seed_everything, write_json
+from .core import CommandLine, RRNError, derived_rng, device_name, locked, one_of, pick_device, read_json, repo_root, seed_everything, write_json
 from .crf import make_crf
 from .data import Batches, Reader, TrainingOrder, group_by_image, loader
 from .evaluate import autocast, evaluate, summary
@@ -628,7 +628,7 @@ def work_folder(out) -> Path:
 
 def arguments(argv):
     "The words of the command line."
-    parser = argparse.ArgumentParser(prog='python -m rrn.gpu_checks', description='What only a GPU can show, recorded stage by stage; the same command goes on.')
+    parser = CommandLine(prog='python -m rrn.gpu_checks', description='What only a GPU can show, recorded stage by stage; the same command goes on.')
     parser.add_argument('--out', default='reports/gpu', help='folder of records.json')
     parser.add_argument('--minutes', type=float, default=9, help='how long this call may take')
     parser.add_argument('--device', default='auto'); parser.add_argument('--tiny', action='store_true', help='tiny sizes: a rehearsal')
