@@ -16,7 +16,7 @@ __all__ = ['TINY', 'STAGES', 'OPTIONAL', 'CASES', 'HOW', 'LIMITS', 'PLAIN', 'EMB
            'work_folder', 'arguments', 'main']
 
 # %% ../nbs/33_gpu.ipynb #bba40e0a
-import contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time, traceback
+import argparse, contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time, traceback
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
