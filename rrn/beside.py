@@ -45,8 +45,8 @@ def names_of(run:Run) -> dict:
             for label in found if label.startswith('people:')} | {run.config().dataset: 'as in training'}
 
 # %% ../nbs/34_beside.ipynb #f4867b7c
-NOTE = ("A run on data sets that are small parts of the published ones: not results on them. Training left out {} "
-        "pictures by their ids (`exclude`), so that none that people speak about here was trained on. Intervals are 95 % of a "
+NOTE = ("A run on data sets that are small parts of the published ones: not results on them. Training left out what "
+        "it had of {} pictures (`exclude`), so that none that people speak about here was trained on. Intervals are 95 % of a "
         "bootstrap over images; with two to seven images they say little more than that.")
 
 def table_text(run:Run) -> str:
