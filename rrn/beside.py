@@ -23,7 +23,7 @@ def unknown_share(vocabulary:Vocabulary, sentences) -> float:
 
 # %% ../nbs/34_beside.ipynb #7d90d2c4
 def beside(run:Run, names:dict) -> pd.DataFrame:
-    "A row for each data set and split of a run: overall IoU and its interval (bootstrap over images), the control, prec@0.5, and the share of unknown words."
+    "A row for each data set and split of a run: scores, the interval of overall IoU, the control, and unknown words."
     metrics = read_metrics(run.metrics)
     plain = [key for key in metrics if not key.endswith(')')]
     return pd.DataFrame([row_of(run, metrics, key, names) for key in plain])
@@ -33,23 +33,28 @@ def row_of(run, metrics, key, names) -> dict:
     m, rows, (label, _, split) = metrics[key], read_rows(run, key), key.rpartition(' ')
     interval = bootstrap_interval(rows.intersection, rows.union, rows.image_id)
     control = metrics.get(f'{key} (shuffled)', {}).get('overall_iou')
-    return {'sentences by': names.get(label, label), 'split': split, 'overall_iou': m['overall_iou'], '95 % interval': f'{interval.low:.1f}–{interval.high:.1f}',
-            'shuffled': control, 'prec@0.5': m['prec@0.5'], 'unknown words, %': m.get('unknown_words'), 'sentences': m['sentences'], 'images': m['images']}
+    return {'sentences by': names.get(label, label), 'split': split, 'overall_iou': m['overall_iou'],
+            '95 % interval': f'{interval.low:.1f}–{interval.high:.1f}',
+            'shuffled': control, 'prec@0.5': m['prec@0.5'], 'unknown words, %': m.get('unknown_words'),
+            'sentences': m['sentences'], 'images': m['images']}
 
 def names_of(run:Run) -> dict:
     "How the table calls labels: 'people:unc' was written by people, the training's own data set by who made that."
     found = {key.rpartition(' ')[0] for key in read_metrics(run.metrics)}
-    return {label: f"people ({label.removeprefix('people:')})" for label in found if label.startswith('people:')} | {run.config().dataset: 'as in training'}
+    return {label: f"people ({label.removeprefix('people:')})"
+            for label in found if label.startswith('people:')} | {run.config().dataset: 'as in training'}
 
 # %% ../nbs/34_beside.ipynb #f4867b7c
-NOTE = ("A run on data sets that are small parts of the published ones: not results on them. Training left out {} pictures by their ids (`exclude`), so that "
-        "none that people speak about here was trained on. Intervals are 95 % of a bootstrap over images; with two to seven images they say little more than that.")
+NOTE = ("A run on data sets that are small parts of the published ones: not results on them. Training left out what "
+        "it had of {} pictures (`exclude`), so that none that people speak about here was trained on. Intervals are 95 % of a "
+        "bootstrap over images; with two to seven images they say little more than that.")
 
 def table_text(run:Run) -> str:
     "The table in Markdown, with what was trained, and on what it was not."
     from rrn.train import excluded
     record = dict(run=run.name) | run.record()
-    return '\n\n'.join(['# ' + run.name, markdown(beside(run, names_of(run))), NOTE.format(len(excluded(run.config()))), cost(record)]) + '\n'
+    return '\n\n'.join(['# ' + run.name, markdown(beside(run, names_of(run))), NOTE.format(len(excluded(run.config()))),
+                        cost(record)]) + '\n'
 
 def write_table(run:Run, folder):
     "Write `table.md` and `record.json` (configuration, identity and metrics)."
@@ -59,7 +64,8 @@ def write_table(run:Run, folder):
 def main(argv=None):
     "`python -m rrn.beside RUN --out FOLDER`"
     parser = CommandLine(prog='python -m rrn.beside', description='One run on several data sets in one table.')
-    parser.add_argument('run', help='its name, or its folder'); parser.add_argument('--out', required=True, help='folder for table.md and record.json')
+    parser.add_argument('run', help='its name, or its folder')
+    parser.add_argument('--out', required=True, help='folder for table.md and record.json')
     given = parser.parse_args(argv)
     try: write_table(Run(find_run(given.run)), given.out)
     except RRNError as e: sys.exit(f'error: {e}')

@@ -12,11 +12,12 @@ __all__ = ['TINY', 'STAGES', 'OPTIONAL', 'CASES', 'HOW', 'LIMITS', 'PLAIN', 'EMB
            'killed_trial', 'fresh', 'start_trial', 'result_of', 'determinism', 'kill_after_checkpoint', 'kill',
            'outline', 'photographs', 'workers_here', 'loading', 'evaluation_seconds', 'evaluation', 'NotFinished',
            'scene_training', 'slice_end', 'train_scenes', 'done', 'read_records', 'carry_out', 'run_stages', 'at',
-           'best', 'fastest', 'worst_memory', 'all_same', 'verdicts', 'as_text', 'rehearsed', 'unfinished',
-           'work_folder', 'arguments', 'main']
+           'best', 'fastest', 'worst_memory', 'all_same', 'verdicts', 'rates', 'as_text', 'rehearsed', 'unfinished',
+           'differing', 'work_folder', 'arguments', 'main']
 
 # %% ../nbs/33_gpu.ipynb #bba40e0a
-import argparse, contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time, traceback
+import argparse, contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time
+import traceback
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from .benchmark import Bench, in_turns, matmul_peak, memory, operations, photograph, random_batch, seconds, write_pictures
-from .core import CommandLine, RRNError, derived_rng, device_name, locked, one_of, pick_device, read_json, repo_root, seed_everything, write_json
+from .benchmark import Bench, in_turns, matmul_peak, memory, operations, photograph, random_batch, seconds
+from .benchmark import write_pictures
+from .core import CommandLine, RRNError, derived_rng, device_name, locked, one_of, pick_device, read_json, repo_root
+from .core import seed_everything, write_json
 from .crf import make_crf
 from .data import Batches, Reader, TrainingOrder, group_by_image, loader
 from .evaluate import autocast, evaluate, summary
@@ -34,7 +37,8 @@ from .model import RRN, Config, preset
 from .record import Run, provenance
 from .refer import EXPECTED, Sample
 from .refine import ReleasedConvLSTM
-from .shapes import SET_SEED, SPLITS, describe, draw_scene, family_of, image_name, in_workers, save_jpeg, split_of, targets, wanted
+from .shapes import SET_SEED, SPLITS, describe, draw_scene, family_of, image_name, in_workers, save_jpeg
+from .shapes import split_of, targets, wanted
 from .text import Vocabulary
 from .train import Plan, batch_loss, make_engine, train, trained_weights, weight_bytes
 from .weights import from_tf
@@ -87,7 +91,8 @@ def present(package) -> bool:
 def gpu_facts(device) -> dict:
     "Name, memory and capability of a GPU, and what PyTorch is built for."
     p = torch.cuda.get_device_properties(device)
-    return dict(name=p.name, memory=p.total_memory, multiprocessors=p.multi_processor_count, capability=[p.major, p.minor],
+    return dict(name=p.name, memory=p.total_memory, multiprocessors=p.multi_processor_count,
+                capability=[p.major, p.minor],
                 cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
 
 def copy_rate(device, megabytes) -> float:
@@ -98,16 +103,19 @@ def copy_rate(device, megabytes) -> float:
 
 @stage('machine', 30, 'what the machine reaches in products of matrices and copies')
 def machine(place):
-    found = dict(packages_absent=[n for n in OPTIONAL if not present(n)], cores=os.cpu_count(), python=platform.python_version())
-    found |= {f'matmul_peak_{p}': matmul_peak(place.device, p) for p in (['fp32', 'bf16'] if place.on_gpu else ['fp32'])}
-    return found | dict(copy_bytes_per_second=copy_rate(place.device, place.pick(2048, 8)), **(gpu_facts(place.device) if place.on_gpu else {}))
+    found = dict(packages_absent=[n for n in OPTIONAL if not present(n)], cores=os.cpu_count(),
+                 python=platform.python_version())
+    found |= {f'matmul_peak_{p}': matmul_peak(place.device, p)
+              for p in (['fp32', 'bf16'] if place.on_gpu else ['fp32'])}
+    return found | dict(copy_bytes_per_second=copy_rate(place.device, place.pick(2048, 8)),
+                        **(gpu_facts(place.device) if place.on_gpu else {}))
 
 # %% ../nbs/33_gpu.ipynb #215dd81c
 def vectors_folder() -> Path:
     "The folder of reference vectors; `RRNError` outside of a checkout."
     folder = repo_root()/'tests'/'vectors'
-    if not folder.is_dir(): raise RRNError(f"{folder} is missing: the checks want a checkout, in whose tests/ the reference vectors are.")
-    return folder
+    if folder.is_dir(): return folder
+    raise RRNError(f"{folder} is missing: the checks want a checkout, in whose tests/ the reference vectors are.")
 
 def weight_rule():
     "The rule by which the vectors' weights were made: a function of a variable's name and shape."
@@ -122,7 +130,7 @@ def nchw(a): return torch.from_numpy(np.moveaxis(a, -1, 1).copy())
 # %% ../nbs/33_gpu.ipynb #8fd39edd
 @dataclass
 class Case:
-    "A head with the weights of reference vectors, what it is shown, and the upsampled logits that the released program gave."
+    "A head with the weights of reference vectors, what it is shown, and the upsampled logits that the program gave."
     head: object
     maps: dict       # level -> (1, C, h, w)
     words: object    # (1, T)
@@ -133,12 +141,16 @@ class Case:
 def case(name, prefix='') -> Case:
     "Sample 1 of a file of vectors."
     arrays, rule = np.load(vectors_folder()/f'{name}.npz'), weight_rule()
-    variables = below(arrays, f'{prefix}var/') or {n: rule(n, shape) for n, shape in below(arrays, f'{prefix}shape/').items()}
+    variables = below(arrays, f'{prefix}var/') or {n: rule(n, shape) for n,
+                                                   shape in below(arrays, f'{prefix}shape/').items()}
     inputs = below(arrays, f'{prefix}in/imgB/')
-    maps = {'C5': nchw(inputs['fc1000_logits'])} if 'fc1000_logits' in inputs else {m: nchw(inputs[m]) for m in ('C3', 'C4', 'C5') if m in inputs}
+    maps = {'C5': nchw(inputs['fc1000_logits'])} if 'fc1000_logits' in inputs else {m: nchw(inputs[m])
+                                                                                    for m in ('C3', 'C4',
+                                                                                              'C5') if m in inputs}
     words = torch.from_numpy(arrays[f'{prefix}s1/words']).long()[None]
     mask = torch.from_numpy(inputs['target_fine'])[..., 0].float()
-    return Case(from_tf(variables), maps, words, mask, arrays[f'{prefix}s1/up'], 'image' if name == 'rrn_head' else 'feature')
+    return Case(from_tf(variables), maps, words, mask, arrays[f'{prefix}s1/up'],
+                'image' if name == 'rrn_head' else 'feature')
 
 CASES = {'RRN': ('rrn_head', ''), 'D-LSTM': ('dlstm_head', 'deeplab/'), 'RMI': ('rmi_head', 'deeplab/')}
 
@@ -151,8 +163,10 @@ def tf32(allowed:bool):
     try: yield
     finally: torch.backends.cudnn.allow_tf32 = before
 
-HOW = {'fp32': ('fp32', False), 'tf32': ('fp32', True), 'bf16': ('bf16', False)}      # name -> precision, whether TF32 is allowed
-LIMITS = {'fp32': 1e-4, 'tf32': 1e-2, 'bf16': 8e-2}                                 # of the outputs' error; gradients may have five times as much
+# name -> precision, whether TF32 is allowed
+HOW = {'fp32': ('fp32', False), 'tf32': ('fp32', True), 'bf16': ('bf16', False)}
+# of the outputs' error; gradients may have five times as much
+LIMITS = {'fp32': 1e-4, 'tf32': 1e-2, 'bf16': 8e-2}
 
 def error(got, want) -> float:
     "Length of the difference over the length of `want`."
@@ -166,7 +180,8 @@ def outputs(c:Case, device, precision) -> tuple:
     head.zero_grad()
     with autocast(device, precision): up, logits = head(maps, words, size=mask.shape[-2:]), head(maps, words)
     segmentation_loss(logits, mask, c.resolution, 'logits', 'sum', 'tf').backward()
-    return up.detach().float().cpu(), torch.cat([p.grad.reshape(-1).cpu() for p in head.parameters() if p.grad is not None])
+    return up.detach().float().cpu(), torch.cat([p.grad.reshape(-1).cpu()
+                                                 for p in head.parameters() if p.grad is not None])
 
 def compare(work, device) -> dict:
     "What `work(device, precision)` -> tensors gives in each way on `device`, beside float32 on the CPU: errors by way."
@@ -190,7 +205,8 @@ def plain_outputs(c:Config, device, precision) -> tuple:
 
 def plain_config(name) -> Config:
     "The head of a preset at small sizes, on the small CNN."
-    c = preset(name, **TINY | dict(image_size=64, embed_dim=32, D_I=32, D_S=32, D_Q=32, vocabulary='', output_stride=8, finetune=''))
+    c = preset(name, **TINY | dict(image_size=64, embed_dim=32, D_I=32, D_S=32, D_Q=32, vocabulary='', output_stride=8,
+                                   finetune=''))
     return c
 
 def cell_errors(device) -> dict:
@@ -214,8 +230,10 @@ def vectors(place):
         found[name]['released program, fp32'] = [error(outputs(c, place.device, 'fp32')[0][:, 0], c.want[..., 0])]
     for name in PLAIN: found[f'preset {name}'] = compare(partial(plain_outputs, plain_config(name)), place.device)
     cells = cell_errors(place.device)
-    wrong = [f'{n} {how}' for n, ways in found.items() for how, errors in ways.items() if how in LIMITS and not close(errors, LIMITS[how])]
-    return dict(errors=found, cells=cells, limits=LIMITS, too_far=wrong + [n for n, e in cells.items() if not e < LIMITS['fp32']])
+    wrong = [f'{n} {how}' for n, ways in found.items() for how,
+             errors in ways.items() if how in LIMITS and not close(errors, LIMITS[how])]
+    return dict(errors=found, cells=cells, limits=LIMITS,
+                too_far=wrong + [n for n, e in cells.items() if not e < LIMITS['fp32']])
 
 def close(errors, limit) -> bool:
     "Whether outputs and gradients are near enough; NaN is not."
@@ -244,22 +262,29 @@ def work_per_step(bench:Bench) -> int:
 def speed(place, images, sentences, compiled) -> dict:
     "Rates of training and evaluation, times the plain port, and the share of the measured peak."
     c, n = place.config(), images * sentences
-    bench = Bench(c, place.device, images, sentences, place.pick(10_000, 50), compiled and not place.tiny)      # a rehearsal has no minute to compile
+    # a rehearsal has no minute to compile
+    bench = Bench(c, place.device, images, sentences, place.pick(10_000, 50), compiled and not place.tiny)
     start, counted = time.perf_counter(), work_per_step(bench)
-    works = {'train': bench.train, 'plain train': bench.plain_train, 'evaluate': bench.evaluate, 'plain evaluate': bench.plain_evaluate}
+    works = {'train': bench.train, 'plain train': bench.plain_train, 'evaluate': bench.evaluate,
+             'plain evaluate': bench.plain_evaluate}
     if place.on_gpu: torch.cuda.reset_peak_memory_stats()
     t = in_turns(works, place.device, place.pick(20, 1))
     peak = at('machine', f'matmul_peak_{c.precision}')(place.records) or matmul_peak(place.device, c.precision)
-    rates = {w: dict(sentences_per_second=n / t[w]['median'], times_the_plain_port=n * t[f'plain {w}']['median'] / t[w]['median']) for w in ('train', 'evaluate')}
-    return dict(images=images, sentences=sentences, compiled=compiled, precision=c.precision, seconds=t, **rates, steps_per_second=1 / t['train']['median'],
-                operations_per_step=counted, share_of_peak=counted / t['train']['median'] / peak, peak_memory=memory(place.device),
+    rates = {w: dict(sentences_per_second=n / t[w]['median'],
+                     times_the_plain_port=n * t[f'plain {w}']['median'] / t[w]['median'])
+             for w in ('train', 'evaluate')}
+    return dict(images=images, sentences=sentences, compiled=compiled, precision=c.precision, seconds=t, **rates,
+                steps_per_second=1 / t['train']['median'],
+                operations_per_step=counted, share_of_peak=counted / t['train']['median'] / peak,
+                peak_memory=memory(place.device),
                 seconds_with_compilation=time.perf_counter() - start)
 
 def speed_stage(images, sentences, compiled):
     "A stage for one shape of a step."
     name = f"speed {images}x{sentences}{' compiled' if compiled else ''}"
     how = ', compiled, with CUDA graphs' if compiled else ''
-    stage(name, 100 if compiled else 30, f'training and evaluation beside the plain port{how}')(partial(speed, images=images, sentences=sentences, compiled=compiled))
+    work = partial(speed, images=images, sentences=sentences, compiled=compiled)
+    stage(name, 100 if compiled else 30, f'training and evaluation beside the plain port{how}')(work)
 
 for shape in ((1, 1), (1, 7), (4, 7), (16, 7)): speed_stage(*shape, False)
 
@@ -276,7 +301,8 @@ def crf_errors(device) -> dict:
     for name in ('c0', 'c1', 'sat'):
         p, image, want = crf_case(name)
         here, there = crf(p, image)[0], crf(p.to(device), image.to(device))[0].cpu()
-        found[name] = dict(from_the_program=float(np.abs(there.numpy() - want).max()), labels_that_differ=int(((here > .5) != (there > .5)).sum()),
+        found[name] = dict(from_the_program=float(np.abs(there.numpy() - want).max()),
+                           labels_that_differ=int(((here > .5) != (there > .5)).sum()),
                            pixels=here.numel())
     return found
 
@@ -291,8 +317,10 @@ def crf_pictures(side, pictures, sentences, device) -> tuple:
 def crf(place):
     side, pictures = place.pick(320, 24), place.pick(4, 1)
     p, images, of = crf_pictures(side, pictures, 7, place.device)
-    t = in_turns({'crf': lambda: make_crf('torch').batch(p, images, of)}, place.device, place.pick(5, 1))['crf']['median']
-    return dict(errors=crf_errors(place.device), side=side, sentences_per_second=len(p) / t, pictures_per_second=pictures / t)
+    t = in_turns({'crf': lambda: make_crf('torch').batch(p, images, of)}, place.device,
+                 place.pick(5, 1))['crf']['median']
+    return dict(errors=crf_errors(place.device), side=side, sentences_per_second=len(p) / t,
+                pictures_per_second=pictures / t)
 
 # %% ../nbs/33_gpu.ipynb #12c0c7de
 @dataclass(frozen=True)
@@ -305,23 +333,28 @@ class Drawn:
     @classmethod
     def of(cls, mask): return cls(np.packbits(mask).tobytes(), *mask.shape)
 
-    def decode(self): return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.height * self.width).reshape(self.height, self.width).astype(bool)
+    def decode(self): return np.unpackbits(np.frombuffer(self.bits, np.uint8),
+                                           count=self.height * self.width).reshape(self.height, self.width).astype(bool)
 
 def scene_samples(task) -> list:
     "Draw scene `index`, write its picture, and return its samples."
     folder, index, sizes = task
     split = split_of(index, sizes)
-    scene, rng, path = draw_scene(SET_SEED, index, family_of(split)), derived_rng(SET_SEED, index, 0), Path(folder)/image_name(index)
+    scene, rng, path = draw_scene(SET_SEED, index, family_of(split)), derived_rng(SET_SEED, index,
+                                                                                  0), Path(folder)/image_name(index)
     save_jpeg(path, scene.image)
-    said = {i: [s for s, _ in describe(rng, scene.things[i], scene.things, 'unc')] for i in targets(scene) if wanted(split, scene.things[i].cls)}
-    sample = lambda i, j, s: Sample(path, Drawn.of(scene.masks[i]), s, index + 1, 100 * index + i, 10_000 * index + 100 * i + j, split,
+    said = {i: [s for s, _ in describe(rng, scene.things[i], scene.things, 'unc')]
+            for i in targets(scene) if wanted(split, scene.things[i].cls)}
+    sample = lambda i, j, s: Sample(path, Drawn.of(scene.masks[i]), s, index + 1, 100 * index + i,
+                                    10_000 * index + 100 * i + j, split,
                                     scene.things[i].cls, 1, *scene.image.shape[:2])
     return [sample(i, j, s) for i, some in said.items() for j, s in enumerate(some)]
 
 def scenes(folder, sizes=SPLITS, workers=None) -> dict:
     "The samples of every split, with their pictures in `folder`."
     Path(folder).mkdir(parents=True, exist_ok=True)
-    drawn = in_workers(scene_samples, [(folder, i, sizes) for i in range(sum(sizes.values()))], 'drawing scenes', workers)
+    drawn = in_workers(scene_samples, [(folder, i, sizes) for i in range(sum(sizes.values()))], 'drawing scenes',
+                       workers)
     samples = [s for some in drawn for s in some]
     return {split: [s for s in samples if s.split == split] for split in sizes}
 
@@ -331,7 +364,8 @@ TRIALS = {'paper': {}, 'fast': {}, 'released': dict(vocabulary='')}
 
 def trial_config(place, name) -> Config:
     "A short training of the embedded scenes with the head of a preset."
-    return place.config(name, **EMBEDDED | TRIALS[name] | dict(iterations=30, warmup=0, precision='bf16' if name == 'fast' else 'fp32'))
+    return place.config(name, **EMBEDDED | TRIALS[name]
+                        | dict(iterations=30, warmup=0, precision='bf16' if name == 'fast' else 'fp32'))
 
 def trained(place, c:Config, samples, folder, interrupted=False, **plan) -> dict:
     "Train in `folder`; the hash of the final weights and the last loss."
@@ -341,7 +375,8 @@ def trained(place, c:Config, samples, folder, interrupted=False, **plan) -> dict
     for stop in [c.iterations // 2, 0] if interrupted else [0]:
         seed_everything(c.seed)
         model = RRN(c, len(words)).on(place.device)
-        log = train(model, order, reader, Run(folder), Plan(log_every=1, **dict(save_every=10**6, stop_after=stop) | plan))
+        log = train(model, order, reader, Run(folder),
+                    Plan(log_every=1, **dict(save_every=10**6, stop_after=stop) | plan))
     return dict(weights=hashlib.sha256(weight_bytes(model)).hexdigest()[:16], loss=float(log.loss.dropna().iloc[-1]))
 
 def few_scenes(place, folder): return scenes(folder, dict(train=place.pick(40, 4)), workers=1)['train']
@@ -359,19 +394,22 @@ def deterministic_trials(place) -> dict:
     "Each network twice, and once interrupted, with deterministic algorithms; by name."
     samples = few_scenes(place, place.work/'scenes')
     names = place.pick(list(TRIALS), ['paper'])
-    run = lambda name, again, **how: trained(place, trial_config(place, name), samples, fresh(place.work/f'trial-{name}-{again}'), **how)
+    run = lambda name, again, **how: trained(place, trial_config(place, name), samples,
+                                             fresh(place.work/f'trial-{name}-{again}'), **how)
     return {name: [run(name, 0), run(name, 1), run(name, 2, interrupted=True)] for name in names}
 
 def free_trials(place) -> dict:
     "Each network twice, as PyTorch comes."
     samples = few_scenes(place, place.work/'scenes')
-    run = lambda name, again: trained(place, trial_config(place, name), samples, fresh(place.work/f'free-{name}-{again}'))
+    run = lambda name, again: trained(place, trial_config(place, name), samples,
+                                      fresh(place.work/f'free-{name}-{again}'))
     return {name: [run(name, 0), run(name, 1)] for name in place.pick(list(TRIALS), ['paper'])}
 
 @deterministic()
 def killed_trial(place) -> dict:
     "The first of these trainings with many checkpoints, to be killed by another process."
-    return trained(place, trial_config(place, 'paper'), few_scenes(place, place.work/'scenes'), place.work/'killed', save_every=2)
+    return trained(place, trial_config(place, 'paper'), few_scenes(place, place.work/'scenes'), place.work/'killed',
+                   save_every=2)
 
 def fresh(folder) -> Path:
     "`folder`, without what an earlier attempt left there."
@@ -383,9 +421,12 @@ TRIAL = {'deterministic': deterministic_trials, 'killed': killed_trial}
 # %% ../nbs/33_gpu.ipynb #cd50200a
 def start_trial(place, name) -> subprocess.Popen:
     "A trial in a process of its own, with cuBLAS told to be deterministic before it starts."
-    words = [sys.executable, '-m', 'rrn.gpu_checks', '--trial', name, '--out', str(place.work.parent), '--device', str(place.device)]
-    env = os.environ | dict(CUBLAS_WORKSPACE_CONFIG=':4096:8', PYTHONPATH=os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]))
-    return subprocess.Popen([*words, *(['--tiny'] if place.tiny else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    words = [sys.executable, '-m', 'rrn.gpu_checks', '--trial', name, '--out', str(place.work.parent), '--device',
+             str(place.device)]
+    env = os.environ | dict(CUBLAS_WORKSPACE_CONFIG=':4096:8',
+                            PYTHONPATH=os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]))
+    return subprocess.Popen([*words, *(['--tiny'] if place.tiny else [])], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=env)
 
 def result_of(process):
     "What a trial printed last. `RRNError` if it failed."
@@ -395,15 +436,17 @@ def result_of(process):
 
 @stage('determinism', 150, 'two trainings with the same bits, and one that was interrupted')
 def determinism(place):
-    found = deterministic_trials(place) if place.tiny else result_of(start_trial(place, 'deterministic'))      # a CPU needs no process of its own
+    # a CPU needs no process of its own
+    found = deterministic_trials(place) if place.tiny else result_of(start_trial(place, 'deterministic'))
     free = free_trials(place)
     same = {name: len({r['weights'] for r in runs}) == 1 for name, runs in found.items()}
-    return dict(deterministic=found, same_bits=same, as_pytorch_comes=free, same_bits_as_pytorch_comes={n: a['weights'] == b['weights'] for n, (a, b) in free.items()},
+    return dict(deterministic=found, same_bits=same, as_pytorch_comes=free,
+                same_bits_as_pytorch_comes={n: a['weights'] == b['weights'] for n, (a, b) in free.items()},
                 loss_differs_by={n: abs(a['loss'] - b['loss']) for n, (a, b) in free.items()})
 
 # %% ../nbs/33_gpu.ipynb #b74706a4
 def kill_after_checkpoint(place, limit=300) -> int:
-    "Start the trial, kill it when it has a checkpoint, and say at which step that was. `RRNError` if it ended or never got there."
+    "Start the trial, kill it when it has a checkpoint; the step of that. `RRNError` if it ended or never got there."
     process, end = start_trial(place, 'killed'), time.monotonic() + limit
     saved = lambda: sorted((place.work/'killed'/'checkpoints').glob('step-*'))
     while not saved() and process.poll() is None and time.monotonic() < end: time.sleep(.02)
@@ -415,11 +458,13 @@ def kill_after_checkpoint(place, limit=300) -> int:
 
 @stage('kill', 120, 'kill -9 in the middle of a training, and the same command again')
 def kill(place):
-    if not done(place.records.get('determinism')): raise RRNError("what it is compared with is missing: do the stage determinism first.")
+    if not done(place.records.get('determinism')):
+        raise RRNError("what it is compared with is missing: do the stage determinism first.")
     fresh(place.work/'killed')
     step = kill_after_checkpoint(place)
     alone, resumed = place.records['determinism']['deterministic']['paper'][0], result_of(start_trial(place, 'killed'))
-    return dict(killed_at_step=step, resumed=resumed, left_alone=alone, same_bits=resumed['weights'] == alone['weights'])
+    return dict(killed_at_step=step, resumed=resumed, left_alone=alone,
+                same_bits=resumed['weights'] == alone['weights'])
 
 # %% ../nbs/33_gpu.ipynb #10a63155
 def outline(rng, height, width) -> Drawn:
@@ -427,7 +472,8 @@ def outline(rng, height, width) -> Drawn:
     angle = np.sort(rng.random(20)) * 2 * np.pi
     radius, (y, x) = rng.uniform(.05, .2) * height * rng.uniform(.7, 1, 20), rng.uniform(.3, .7, 2) * (height, width)
     image = Image.new('1', (width, height))
-    ImageDraw.Draw(image).polygon([(float(x + r * np.cos(a)), float(y + r * np.sin(a))) for a, r in zip(angle, radius)], fill=1)
+    ImageDraw.Draw(image).polygon([(float(x + r * np.cos(a)), float(y + r * np.sin(a))) for a, r in zip(angle, radius)],
+                                  fill=1)
     return Drawn.of(np.asarray(image))
 
 def photographs(folder, pictures, sentences=7, size=(480, 640)) -> list:
@@ -435,7 +481,8 @@ def photographs(folder, pictures, sentences=7, size=(480, 640)) -> list:
     names, rng = [image_name(i) for i in range(pictures)], np.random.default_rng(0)
     if not all((Path(folder)/n).exists() for n in names): write_pictures(fresh(folder), names, min(60, pictures), size)
     shapes = [outline(rng, *size) for _ in range(50)]
-    return [Sample(Path(folder)/n, shapes[(7 * i + j) % 50], 'left zebra', i, 100 * i + j, 100 * i + j, 'val', 'zebra', 1, *size)
+    return [Sample(Path(folder)/n, shapes[(7 * i + j) % 50], 'left zebra', i, 100 * i + j, 100 * i + j, 'val', 'zebra',
+                   1, *size)
             for i, n in enumerate(names) for j in range(sentences)]
 
 def workers_here(place): return min(16, os.cpu_count() or 1) if place.on_gpu else 0
@@ -446,10 +493,13 @@ def loading(place):
     samples = photographs(place.work/'photographs', pictures, size=place.pick((480, 640), (48, 64)))
     reader = Reader(Vocabulary.build(['left zebra']), c.image_size, c.max_words, remember=0)
     order = TrainingOrder(group_by_image(samples), 4, 7)
-    def read(): return sum(len(b.to(place.device).words) for b in loader(Batches(reader, order), range(order.steps_per_epoch), workers, pin=place.on_gpu))
+    def read(): return sum(len(b.to(place.device).words)
+                           for b in loader(Batches(reader, order), range(order.steps_per_epoch), workers,
+                                           pin=place.on_gpu))
     taken = seconds(read, place.device)
     trained = place.records.get('speed 4x7', {}).get('train', {}).get('sentences_per_second')
-    return dict(workers=workers, pictures_per_second=pictures / taken, sentences_per_second=len(samples) / taken, computing_sentences_per_second=trained)
+    return dict(workers=workers, pictures_per_second=pictures / taken, sentences_per_second=len(samples) / taken,
+                computing_sentences_per_second=trained)
 
 # %% ../nbs/33_gpu.ipynb #fd017211
 def evaluation_seconds(place, samples, crf=None) -> float:
@@ -463,11 +513,13 @@ def evaluation_seconds(place, samples, crf=None) -> float:
 
 @stage('evaluation', 120, 'sentences a second of a whole evaluation, with a CRF and without')
 def evaluation(place):
-    samples, sentences = photographs(place.work/'photographs', place.pick(400, 4), size=place.pick((480, 640), (48, 64))), EXPECTED['unc']['val'][1]
+    samples, sentences = photographs(place.work/'photographs', place.pick(400, 4),
+                                     size=place.pick((480, 640), (48, 64))), EXPECTED['unc']['val'][1]
     some = samples[:place.pick(700, 7)]
     plain, refined = evaluation_seconds(place, samples), evaluation_seconds(place, some, make_crf('torch'))
     found = {'without CRF': (len(samples), plain), 'with CRF': (len(some), refined)}
-    return {name: dict(sentences=n, seconds=t, sentences_per_second=n / t, seconds_for_unc_val=sentences * t / n) for name, (n, t) in found.items()}
+    return {name: dict(sentences=n, seconds=t, sentences_per_second=n / t, seconds_for_unc_val=sentences * t / n)
+            for name, (n, t) in found.items()}
 
 # %% ../nbs/33_gpu.ipynb #5764943d
 STEPS = 3000
@@ -478,7 +530,8 @@ class NotFinished(Exception):
 def scene_training(place) -> tuple:
     "Configuration, samples by split, order and reader of the training."
     c = replace(place.config('fast', **EMBEDDED, iterations=place.pick(STEPS, 6)), warmup=place.pick(100, 0))
-    drawn = scenes(place.work/'all-scenes', place.pick(dict(train=SPLITS['train'], val=SPLITS['val']), dict(train=4, val=2)), None if place.on_gpu else 1)
+    drawn = scenes(place.work/'all-scenes', place.pick(dict(train=SPLITS['train'], val=SPLITS['val']),
+                                                       dict(train=4, val=2)), None if place.on_gpu else 1)
     order = TrainingOrder(group_by_image(drawn['train']), c.images_per_batch, c.sentences_per_image, c.seed)
     words = Vocabulary.build(s.sentence for s in drawn['train'])
     return c, drawn, order, Reader(words, c.image_size, c.max_words)
@@ -496,12 +549,16 @@ def train_scenes(place):
         end = min(c.iterations, slice_end(place, run))
         seed_everything(c.seed)
         model = RRN(c, len(reader.vocabulary)).on(place.device)
-        log = train(model, order, reader, run, Plan(workers=workers_here(place), save_every=10**6, log_every=place.pick(50, 1), stop_after=end))
-        if end < c.iterations and place.left() < 1.5 * (time.monotonic() - began): raise NotFinished(f'at step {end} of {c.iterations}')
+        log = train(model, order, reader, run,
+                    Plan(workers=workers_here(place), save_every=10**6, log_every=place.pick(50, 1), stop_after=end))
+        short = place.left() < 1.5 * (time.monotonic() - began)
+        if end < c.iterations and short: raise NotFinished(f'at step {end} of {c.iterations}')
         began = time.monotonic()
     found = summary(evaluate(model, drawn['val'], reader, workers=workers_here(place)))
-    return dict(steps=c.iterations, sentences=int(log.sentences.sum()), training_seconds=float(log.seconds.max()), steps_per_second=c.iterations / float(log.seconds.max()),
-                sentences_per_second=float(log.sentences.sum() / log.seconds.max()), first_loss=float(log.loss.iloc[0]), last_loss=float(log.loss.iloc[-1]), val=found)
+    return dict(steps=c.iterations, sentences=int(log.sentences.sum()), training_seconds=float(log.seconds.max()),
+                steps_per_second=c.iterations / float(log.seconds.max()),
+                sentences_per_second=float(log.sentences.sum() / log.seconds.max()), first_loss=float(log.loss.iloc[0]),
+                last_loss=float(log.loss.iloc[-1]), val=found)
 
 # %% ../nbs/33_gpu.ipynb #3005b783
 for shape in ((1, 1), (1, 7), (16, 7), (4, 7)): speed_stage(*shape, True)
@@ -517,7 +574,8 @@ def read_records(path, place) -> dict:
     here = dict(device=device_name(place.device), tiny=place.tiny)
     for name, r in records.items():
         there = {k: r.get(k) for k in here}
-        if there != here: raise RRNError(f"{path} holds records of {there}, and this is {here}. Give another folder: --out FOLDER.")
+        if there == here: continue
+        raise RRNError(f"{path} holds records of {there}, and this is {here}. Give another folder: --out FOLDER.")
     return records
 
 def carry_out(name, place) -> dict:
@@ -536,13 +594,14 @@ def run_stages(place, out, only=(), say=print) -> dict:
     started = False
     for name in only or STAGES:
         if done(records.get(name)): continue
-        if started and place.left() < place.pick(STAGES[one_of('stage', name, STAGES)].limit, 0): say(f'time is up before {name}'); break
+        if started and place.left() < place.pick(STAGES[one_of('stage', name, STAGES)].limit,
+                                                 0): say(f'time is up before {name}'); break
         say(f'{name}: {STAGES[one_of("stage", name, STAGES)].sentence} ...')
         try: records[name] = carry_out(name, place)
         except NotFinished as e: say(f'{name}: time is up {e}'); break
         started = True
         write_json(path, records)
-        say(f"{name}: {records[name]['error'] if 'error' in records[name] else 'recorded'}, {records[name]['took']:.1f} s")
+        say(f"{name}: {records[name].get('error', 'recorded')}, {records[name]['took']:.1f} s")
     return records
 
 # %% ../nbs/33_gpu.ipynb #9680c41e
@@ -562,11 +621,13 @@ def best(*keys):
 
 def fastest(prefix, key):
     "The larger of a value with compilation and without."
-    return lambda records: max([v for n in (prefix, f'{prefix} compiled') if (v := at(n, key)(records)) is not None], default=None)
+    return lambda records: max([v for n in (prefix, f'{prefix} compiled') if (v := at(n, key)(records)) is not None],
+                               default=None)
 
 def worst_memory(records): return at('memory', 'bf16', 'peak')(records)
 
-def all_same(records): return at('determinism', 'same_bits')(records) and all(at('determinism', 'same_bits')(records).values())
+def all_same(records): return at('determinism',
+                                 'same_bits')(records) and all(at('determinism', 'same_bits')(records).values())
 
 TARGETS = [   # what, where, at least or at most, how much, unit, factor to that unit
     ('training, best of all shapes', best('train', 'sentences_per_second'), 'at least', 2000, 'sentences/s', 1),
@@ -575,9 +636,12 @@ TARGETS = [   # what, where, at least or at most, how much, unit, factor to that
     ('UNC val, 10,834 sentences', at('evaluation', 'without CRF', 'seconds_for_unc_val'), 'at most', 60, 's', 1),
     ('UNC val with CRF', at('evaluation', 'with CRF', 'seconds_for_unc_val'), 'at most', 180, 's', 1),
     ('memory at 1 x 7', worst_memory, 'at most', 6, 'GB', 1e-9),
-    ('checks beside the CPU that are too far off', lambda r: len(at('vectors', 'too_far')(r)) if done(r.get('vectors')) else None, 'at most', 0, '', 1),
-    ('trainings that are the same bit for bit', lambda r: int(all_same(r)) if done(r.get('determinism')) else None, 'at least', 1, '', 1),
-    ('killed and gone on, the same bits', lambda r: int(at('kill', 'same_bits')(r)) if done(r.get('kill')) else None, 'at least', 1, '', 1)]
+    ('checks beside the CPU that are too far off',
+     lambda r: len(at('vectors', 'too_far')(r)) if done(r.get('vectors')) else None, 'at most', 0, '', 1),
+    ('trainings that are the same bit for bit', lambda r: int(all_same(r)) if done(r.get('determinism')) else None,
+     'at least', 1, '', 1),
+    ('killed and gone on, the same bits', lambda r: int(at('kill', 'same_bits')(r)) if done(r.get('kill')) else None,
+     'at least', 1, '', 1)]
 
 def verdicts(records) -> list:
     "Rows of target and what was found: (what, found, wanted, met | missed | not measured)."
@@ -586,24 +650,32 @@ def verdicts(records) -> list:
         value = find({n: r for n, r in records.items() if done(r)})
         if value is None: rows.append((what, '', f'{side} {goal:,} {unit}'.strip(), 'not measured')); continue
         met = value * factor >= goal if side == 'at least' else value * factor <= goal
-        rows.append((what, f'{value * factor:,.4g} {unit}'.strip(), f'{side} {goal:,} {unit}'.strip(), 'met' if met else 'missed'))
+        rows.append((what, f'{value * factor:,.4g} {unit}'.strip(), f'{side} {goal:,} {unit}'.strip(),
+                     'met' if met else 'missed'))
     return rows
+
+def rates(r) -> str:
+    "What a stage of speed found, in a line."
+    return (f"training {r['train']['sentences_per_second']:,.4g} sentences/s, {r['train']['times_the_plain_port']:.3g} "
+            f"times the plain port, {100 * r['share_of_peak']:.3g} % of the peak; "
+            f"evaluation {r['evaluate']['sentences_per_second']:,.4g}")
 
 def as_text(records) -> str:
     "The targets, the speeds and what went wrong, in Markdown."
     if any(r['tiny'] for r in records.values()): return rehearsed(records)
-    lines = ['| what | found | target | |', '| --- | --- | --- | --- |', *(f"| {' | '.join(row)} |" for row in verdicts(records)), '']
+    lines = ['| what | found | target | |', '| --- | --- | --- | --- |',
+             *(f"| {' | '.join(row)} |" for row in verdicts(records)), '']
     for name, r in records.items():
         if name.startswith('speed') and done(r):
-            lines.append(f"- {name}: training {r['train']['sentences_per_second']:,.4g} sentences/s, {r['train']['times_the_plain_port']:.3g} times the plain port, "
-                         f"{100 * r['share_of_peak']:.3g} % of the peak; evaluation {r['evaluate']['sentences_per_second']:,.4g}")
+            lines.append(f'- {name}: {rates(r)}')
     lines += [f"- {name}: {text(records[name])}" for name, text in SENTENCES.items() if done(records.get(name))]
     return '\n'.join(lines + unfinished(records))
 
 def rehearsed(records) -> str:
     "What a rehearsal shows: which stages ran."
     ran = [n for n, r in records.items() if done(r)]
-    return '\n'.join([f"A rehearsal at tiny sizes, which says nothing about a GPU: {len(ran)} of {len(STAGES)} stages ran.", *unfinished(records)])
+    said = f"A rehearsal at tiny sizes, which says nothing about a GPU: {len(ran)} of {len(STAGES)} stages ran."
+    return '\n'.join([said, *unfinished(records)])
 
 def unfinished(records) -> list:
     "Lines about stages that failed or are left."
@@ -611,11 +683,17 @@ def unfinished(records) -> list:
     left = [n for n in STAGES if n not in records]
     return [*failed, *([f"Not done yet: {', '.join(left)}. Give the same command again."] if left else [])]
 
+def differing(r): return sum(e['labels_that_differ'] for e in r['errors'].values())
+
 SENTENCES = {
-    'machine': lambda r: f"{r['device']}; bf16 products {r.get('matmul_peak_bf16', 0) / 1e12:.0f} TFLOP/s, copies {r['copy_bytes_per_second'] / 1e12:.2f} TB/s",
-    'crf': lambda r: f"{r['sentences_per_second']:,.4g} sentences/s at {r['side']} pixels; pixels with another label than on the CPU: {sum(e['labels_that_differ'] for e in r['errors'].values())}",
-    'loading': lambda r: f"{r['sentences_per_second']:,.4g} sentences/s read by {r['workers']} processes, {r['computing_sentences_per_second'] or 0:,.4g} computed (4x7)",
-    'train': lambda r: f"{r['steps']:,} steps in {r['training_seconds']:,.0f} s, {r['sentences_per_second']:,.4g} sentences/s; overall IoU on val {r['val']['overall_iou']:.1f}",
+    'machine': lambda r: f"{r['device']}; bf16 products {r.get('matmul_peak_bf16', 0) / 1e12:.0f} TFLOP/s, "
+                         f"copies {r['copy_bytes_per_second'] / 1e12:.2f} TB/s",
+    'crf': lambda r: f"{r['sentences_per_second']:,.4g} sentences/s at {r['side']} pixels; "
+                     f"pixels with another label than on the CPU: {differing(r)}",
+    'loading': lambda r: f"{r['sentences_per_second']:,.4g} sentences/s read by {r['workers']} processes, "
+                         f"{r['computing_sentences_per_second'] or 0:,.4g} computed (4x7)",
+    'train': lambda r: f"{r['steps']:,} steps in {r['training_seconds']:,.0f} s, {r['sentences_per_second']:,.4g} "
+                       f"sentences/s; overall IoU on val {r['val']['overall_iou']:.1f}",
     'determinism': lambda r: f"same bits {r['same_bits']}; as PyTorch comes {r['same_bits_as_pytorch_comes']}"}
 
 # %% ../nbs/33_gpu.ipynb #6ce03fd6
@@ -628,11 +706,14 @@ def work_folder(out) -> Path:
 
 def arguments(argv):
     "The words of the command line."
-    parser = CommandLine(prog='python -m rrn.gpu_checks', description='What only a GPU can show, recorded stage by stage; the same command goes on.')
+    parser = CommandLine(prog='python -m rrn.gpu_checks',
+                                     description='What only a GPU can show, recorded stage by stage.')
     parser.add_argument('--out', default='reports/gpu', help='folder of records.json')
     parser.add_argument('--minutes', type=float, default=9, help='how long this call may take')
-    parser.add_argument('--device', default='auto'); parser.add_argument('--tiny', action='store_true', help='tiny sizes: a rehearsal')
-    parser.add_argument('--only', default='', help='stages by name, joined by commas'); parser.add_argument('--trial', choices=list(TRIAL), help=argparse.SUPPRESS)
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--tiny', action='store_true', help='tiny sizes: a rehearsal')
+    parser.add_argument('--only', default='', help='stages by name, joined by commas')
+    parser.add_argument('--trial', choices=list(TRIAL), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 def main(argv=None):
@@ -642,7 +723,8 @@ def main(argv=None):
     if given.trial: print(json.dumps(TRIAL[given.trial](place))); return
     names = [n.strip() for n in given.only.split(',') if n.strip()]
     try:
-        if not place.tiny and not place.on_gpu: raise RRNError("there is no GPU here. To rehearse on a CPU: --device cpu --tiny.")
+        if not place.tiny and not place.on_gpu:
+            raise RRNError("there is no GPU here. To rehearse on a CPU: --device cpu --tiny.")
         with locked(place.work): records = run_stages(place, given.out, names)
     except RRNError as e: sys.exit(f'error: {e}')
     print(as_text(records))

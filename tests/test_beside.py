@@ -19,13 +19,14 @@ def test_excluded_pictures_are_not_trained_on(scenes, tmp_path):
     assert {s.image_id for s in training_samples(whole.config, whole.dataset)} == {1, 2, 3, 4, 5, 6}
     assert {s.image_id for s in training_samples(part.config, part.dataset)} == {6}
     assert set(part.vocabulary.words) < set(whole.vocabulary.words) and part.run.name != whole.run.name
-    assert part.identity['data'] != whole.identity['data'] and part.identity['vocabulary'] != whole.identity['vocabulary']
+    assert all(part.identity[k] != whole.identity[k] for k in ('data', 'vocabulary'))
     (tmp_path/'ids.txt').write_text('1\n2\n')
     from_file = open_job(data_root=str(scenes), exclude=str(tmp_path/'ids.txt'), **TINY)
     assert {s.image_id for s in training_samples(from_file.config, from_file.dataset)} == {3, 4, 5, 6}
 
 
-@pytest.mark.parametrize('wrong, message', [('left', 'ids of pictures'), ('nowhere.txt', 'missing'), ('1,2,3,4,5,6', 'leaves no sentence')])
+@pytest.mark.parametrize('wrong, message', [('left', 'ids of pictures'), ('nowhere.txt', 'missing'),
+                                            ('1,2,3,4,5,6', 'leaves no sentence')])
 def test_wrong_lists(scenes, wrong, message):
     with pytest.raises(RRNError, match=message): open_job(data_root=str(scenes), exclude=wrong, **TINY)
 
@@ -37,7 +38,8 @@ def test_two_data_sets_beside_each_other(scenes, tmp_path, capsys):
     write_refer(tmp_path/'other', seed=3, sizes=SCENES, workers=1)
     def add(samples, label):
         share = unknown_share(job.vocabulary, [s.sentence for s in samples])
-        add_metrics(job.run, f'{label} val', evaluate(job.model, samples, job.reader()), 'rrn', samples, threshold=.5, unknown_words=share)
+        rows = evaluate(job.model, samples, job.reader())
+        add_metrics(job.run, f'{label} val', rows, 'rrn', samples, threshold=.5, unknown_words=share)
     own, other = job.samples('val'), open_dataset('unc', tmp_path/'other').samples('val')
     add(own, 'shapes-unc')
     before = read_metrics(job.run.metrics)
@@ -47,4 +49,5 @@ def test_two_data_sets_beside_each_other(scenes, tmp_path, capsys):
     assert after['shapes-unc val'] == before['shapes-unc val'] and set(after) == {'shapes-unc val', 'people:unc val'}
     main([str(tmp_path/'a-run'), '--out', str(tmp_path/'out')])
     text = capsys.readouterr().out
-    assert '| as in training | val |' in text and '| people (unc) | val |' in text and (tmp_path/'out'/'record.json').is_file()
+    assert '| as in training | val |' in text and '| people (unc) | val |' in text
+    assert (tmp_path/'out'/'record.json').is_file()

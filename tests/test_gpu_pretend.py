@@ -1,8 +1,9 @@
-"""Every path that a GPU takes, on a GPU that is not there: nothing lies on the wrong device, and results are those of the CPU."""
+"""Every path of a GPU on one that is not there: nothing lies on the wrong device, and results are those of the CPU."""
 from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from rrn.benchmark import random_batch
 from rrn.core import seed_everything
@@ -15,7 +16,8 @@ from rrn.text import Vocabulary
 from rrn.train import Engine, batch_loss, convolution_weights, make_optimiser, trained_weights, update_step
 from pretend_gpu import GPU, OnGPU, pretend_gpu
 
-TINY = dict(backbone='small', weights='', output_stride=8, finetune='', image_size=48, embed_dim=6, D_I=6, D_S=6, D_Q=6, precision='fp32')
+TINY = dict(backbone='small', weights='', output_stride=8, finetune='', image_size=48, embed_dim=6, D_I=6, D_S=6, D_Q=6,
+            precision='fp32')
 NAMES = [n for n in PRESETS if n != 'lstm-cnn']
 UPDATES = [dict(update=u, pyramid='C5,C4,C3,C2,C1') for u in ('plain', 'fpn', 'rnn', 'lstm', 'released_lstm')]
 
@@ -25,7 +27,7 @@ def lstm(self, x, state=None):
     h, c = (x.new_zeros(len(x), self.hidden_size),) * 2 if state is None else (s[0] for s in state)
     outputs = []
     for t in range(x.shape[1]):
-        gates = torch.nn.functional.linear(x[:, t], self.weight_ih_l0, self.bias_ih_l0) + torch.nn.functional.linear(h, self.weight_hh_l0, self.bias_hh_l0)
+        gates = F.linear(x[:, t], self.weight_ih_l0, self.bias_ih_l0) + F.linear(h, self.weight_hh_l0, self.bias_hh_l0)
         i, f, g, o = gates.chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
@@ -52,7 +54,7 @@ def config(name='paper', **changes): return preset(name, **TINY | changes)
 
 
 def both(work, c, **how):
-    "What `work(model, batch)` gives on the CPU and on the GPU that is not there, the latter as it would come to the CPU."
+    "What `work(model, batch)` gives on the GPU that is not there, brought to the CPU, and on the CPU."
     want = work(*made(c, **how))
     with pretend_gpu():
         model, batch = made(c, **how)
@@ -63,11 +65,16 @@ def both(work, c, **how):
     return got, want
 
 
-@pytest.mark.parametrize('c', [config(n) for n in NAMES] + [config(**u) for u in UPDATES] + [config(system='lstm-cnn', pyramid='', background_weight=1/3), config(start='zero')],
+OTHERS = [config(system='lstm-cnn', pyramid='', background_weight=1/3), config(start='zero')]
+
+
+@pytest.mark.parametrize('c', [config(n) for n in NAMES] + [config(**u) for u in UPDATES] + OTHERS,
                          ids=lambda c: f'{c.system}-{c.update}-{c.mapping}-{c.start}-{c.resolution}')
 @pytest.mark.parametrize('how', [dict(), dict(images=1)], ids=['2x3', '1x3'])
 def test_loss(c, how):
-    def loss(model, batch): return batch_loss(model, model.features(batch.images), batch.words, batch.image_of, batch.masks).detach()
+    def loss(model, batch):
+        maps = model.features(batch.images)
+        return batch_loss(model, maps, batch.words, batch.image_of, batch.masks).detach()
     torch.testing.assert_close(*both(loss, c, **how))
 
 
@@ -75,7 +82,7 @@ def test_loss(c, how):
 def test_a_step(name, monkeypatch):
     "The optimiser's part of a step; the backward pass asks a GPU's driver, so that the gradients are made up."
     def make_up(self, **_):
-        for i, p in enumerate(trained_weights(made_up)): p.grad = (torch.full_like(p.detach(), .1) * (i + 1)).requires_grad_(False)
+        for i, p in enumerate(trained_weights(made_up)): p.grad = torch.full_like(p.detach(), .1) * (i + 1)
     monkeypatch.setattr(torch.Tensor, 'backward', make_up)
     monkeypatch.setattr(OnGPU, 'backward', make_up, raising=False)
     def stepped(model, batch):
@@ -104,8 +111,9 @@ def test_feature_cache(where, tmp_path):
 def test_predictions(name, crf):
     "Masks at the pictures' own resolution come to the CPU, as evaluation wants them."
     def found(model, batch):
-        with torch.no_grad(), make_crf(crf) as refine:                  # `__wrapped__`: inference mode knows no subclasses of tensors
-            return torch.stack([torch.as_tensor(m) for m in predictions.__wrapped__(model.eval(), batch, crf=refine if crf != 'none' else None)])
+        with torch.no_grad(), make_crf(crf) as refine:   # `__wrapped__`: inference mode knows no subclasses
+            masks = predictions.__wrapped__(model.eval(), batch, crf=refine if crf != 'none' else None)
+            return torch.stack([torch.as_tensor(m) for m in masks])
     got, want = both(found, config(name, image_size=32))
     assert got.dtype == torch.bool and (got == want).float().mean() > .999
 
@@ -117,7 +125,8 @@ def test_predictor():
     def asked(model, batch):
         predictor = Predictor(model, words)
         Predictor.set_image.__wrapped__(predictor, picture)
-        return torch.stack([torch.from_numpy(p.probability) for p in Predictor.predict.__wrapped__(predictor, ['left star', 'right'])])
+        found = Predictor.predict.__wrapped__(predictor, ['left star', 'right'])
+        return torch.stack([torch.from_numpy(p.probability) for p in found])
     torch.testing.assert_close(*both(asked, config()))
 
 
@@ -125,12 +134,13 @@ def test_a_tensor_on_the_wrong_device_is_found():
     "The pretended GPU refuses what a real one refuses."
     with pretend_gpu():
         there, here = torch.ones(3, device=GPU), torch.ones(3)
-        for wrong in (lambda: there + here, lambda: torch.cat([there, here]), lambda: here[there.long()], lambda: np.asarray(there), there.numpy):
+        mixed = (lambda: there + here, lambda: torch.cat([there, here]), lambda: here[there.long()])
+        for wrong in (*mixed, lambda: np.asarray(there), there.numpy):
             with pytest.raises((RuntimeError, TypeError)): wrong()
         assert (there + torch.tensor(1.)).tolist() == [2, 2, 2] and there[torch.tensor([0])].device == GPU
 
 
-@pytest.mark.parametrize('name', ['paper', 'fast', 'released'])        # RMI asks how long sentences are, and such tensors hold no values
+@pytest.mark.parametrize('name', ['paper', 'fast', 'released'])        # RMI asks for values, which fake tensors lack
 def test_the_paper_s_sizes(name):
     "PyTorch's own fake tensors: the whole network at its real sizes on 'cuda', without its memory."
     c = preset(name, weights='random', vocabulary='', precision='fp32')

@@ -1,7 +1,8 @@
-"""The dress rehearsal: README's own commands, from an empty home, on sets in the published layouts and CNNs in torchvision's files.
+"""The dress rehearsal: README's commands, from an empty home, on published layouts and CNNs in torchvision's files.
 
-Pictures are drawn, numbers of weights are made up, and the published counts and checksums are replaced by those of what was made (`PATCH`): everything else is what a
-user has on the day the real files come. Slow parts, which train every system of the tables, run with RRN_SLOW=1."""
+Pictures are drawn, numbers of weights are made up, and the published counts and checksums are replaced by those of what
+was made (`PATCH`): everything else is what a user has on the day the real files come. Slow parts, which train every
+system of Table 2, run with RRN_SLOW=1."""
 import hashlib
 import json
 import os
@@ -66,7 +67,8 @@ def published_layouts(root):
     write_refer(root, seed=5, sizes=SIZES, workers=1)
     write_referit(root, seed=5, sizes=SIZES, workers=1)
     refs = pickle.loads((root/'refcocog'/'refs(umd).p').read_bytes())
-    splits = {'google': dict(train='train', val='val'), 'umd': dict(train='train', val='val', testA='test', testB='test')}
+    splits = {'google': dict(train='train', val='val'),
+              'umd': dict(train='train', val='val', testA='test', testB='test')}
     for by, new in splits.items():
         kept = [r | dict(split=new[r['split']]) for r in refs if r['split'] in new]
         (root/'refcocog'/f'refs({by}).p').write_bytes(pickle.dumps(kept, protocol=2))
@@ -79,7 +81,8 @@ def deeplab_file(folder) -> Path:
     net = deeplabv3_resnet101(weights=None, weights_backbone=None, aux_loss=True)
     state = net.state_dict()
     for name in state:
-        if name.endswith('bn3.weight'): state[name] *= .1                     # as trained ones, so that C5 is not in the ten thousands
+        # as trained ones, so that C5 is not in the ten thousands
+        if name.endswith('bn3.weight'): state[name] *= .1
     folder.mkdir(parents=True)
     torch.save(state, folder/DEEPLAB.name)
     return folder/DEEPLAB.name
@@ -87,7 +90,8 @@ def deeplab_file(folder) -> Path:
 
 def counts_of(root) -> dict:
     "References, sentences and images of every split, as `EXPECTED` has them."
-    return {name: {split: tuple(map(int, row)) for split, row in open_dataset(name, root).counts().iterrows()} for name in SETS}
+    return {name: {split: tuple(map(int, row)) for split, row in open_dataset(name, root).counts().iterrows()}
+            for name in SETS}
 
 
 @pytest.fixture(scope='module')
@@ -102,9 +106,11 @@ def road(tmp_path_factory):
     published_layouts(checkout/'data')
     file = deeplab_file(home/'.cache'/'torch'/'hub'/'checkpoints')
     begin = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    (patch/'sitecustomize.py').write_text(PATCH.format(counts=counts_of(checkout/'data'), checksums={('resnet101', 'deeplab'): begin}))
+    (patch/'sitecustomize.py').write_text(PATCH.format(counts=counts_of(checkout/'data'),
+                                                       checksums={('resnet101', 'deeplab'): begin}))
     kept = {k: os.environ[k] for k in ('PATH', 'LANG', 'TMPDIR') if k in os.environ}
-    env = kept | dict(HOME=str(home), PYTHONPATH=f'{patch}{os.pathsep}{checkout}', OMP_NUM_THREADS='1', PYTHONHASHSEED='0')
+    env = kept | dict(HOME=str(home), PYTHONPATH=f'{patch}{os.pathsep}{checkout}', OMP_NUM_THREADS='1',
+                      PYTHONHASHSEED='0')
     env['PATH'] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     return checkout, env, file
 
@@ -122,7 +128,9 @@ def run(road, words, **settings):
 def as_there(road, monkeypatch):
     "The same home and checksums in this process."
     checkout, env, file = road
-    monkeypatch.setenv('HOME', env['HOME']); monkeypatch.delenv('TORCH_HOME', raising=False); monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setenv('HOME', env['HOME']); monkeypatch.delenv('TORCH_HOME',
+                                                                raising=False); monkeypatch.delenv('XDG_CACHE_HOME',
+                                                                                                   raising=False)
     begin = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     monkeypatch.setitem(rrn.pretrained.KNOWN_FILES, ('resnet101', 'deeplab'), replace(DEEPLAB, sha256=begin))
     return file
@@ -147,15 +155,18 @@ def test_no_system_of_either_table_trains_on_a_cnn_that_holds_no_weights(as_ther
 
 
 def test_without_the_file_no_system_of_either_table_trains(tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.delenv('TORCH_HOME', raising=False); monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.delenv('TORCH_HOME',
+                                                                  raising=False); monkeypatch.delenv('XDG_CACHE_HOME',
+                                                                                                     raising=False)
     for c in {(c.config.backbone, c.config.weights): c.config for c in all_cells()}.values():
         with pytest.raises(RRNError, match=DEEPLAB.name): find_weights(c.backbone, c.weights)
 
 
 def test_a_file_of_that_name_that_is_not_the_published_one_is_refused(road, monkeypatch):
-    "Made-up numbers pass in this file only because its tests replace the checksum; torchvision's own names carry the real one."
+    "Made-up numbers pass here only because these tests replace the checksum that is part of the file's name."
     monkeypatch.setenv('HOME', road[1]['HOME']); monkeypatch.delenv('TORCH_HOME', raising=False)
-    with pytest.raises(RRNError, match=f'not the published file: .*{DEEPLAB.sha256}'): find_weights('resnet101', 'deeplab')
+    with pytest.raises(RRNError, match=f'not the published file: .*{DEEPLAB.sha256}'): find_weights('resnet101',
+                                                                                                    'deeplab')
 
 
 @slow
@@ -168,9 +179,11 @@ def test_lstm_cnn_s_own_network(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     state = vgg16(weights=None).state_dict()
     torch.save(state, file)
-    monkeypatch.setitem(rrn.pretrained.KNOWN_FILES, ('vgg16_fcn', 'imagenet'), replace(VGG, sha256=hashlib.sha256(file.read_bytes()).hexdigest()[:8]))
+    monkeypatch.setitem(rrn.pretrained.KNOWN_FILES, ('vgg16_fcn', 'imagenet'),
+                        replace(VGG, sha256=hashlib.sha256(file.read_bytes()).hexdigest()[:8]))
     net = build_backbone('vgg16_fcn', 'imagenet', 32)
-    assert torch.equal(net.conv[0].weight, state['features.0.weight']) and torch.equal(net.fc7.weight.flatten(), state['classifier.3.weight'].flatten())
+    assert torch.equal(net.conv[0].weight, state['features.0.weight'])
+    assert torch.equal(net.fc7.weight.flatten(), state['classifier.3.weight'].flatten())
 
 
 # ---------------------------------------------------------------- README's commands
@@ -182,7 +195,7 @@ def test_readme_s_weights_command_finds_them(road):
 
 @pytest.fixture(scope='module')
 def trained(road):
-    "README's training command, with the paper's preset by name, since a processor without a GPU would choose `mini`: the run."
+    "The run of README's training command, with the paper's preset by name: without a GPU `auto` would choose `mini`."
     words = command_in_readme(r'papermill nbs/train\.ipynb out\.ipynb -p dataset unc -p data_root data')
     run(road, [*words, '--no-progress-bar'], preset='paper', run='a-run', **TINY)
     return Run(road[0]/'runs'/'a-run')
@@ -191,9 +204,11 @@ def trained(road):
 def test_train_and_evaluate(road, trained):
     "The record says which CNN, and that the set is complete; results with a CRF and without."
     record = trained.record()
-    assert record['data'] == 'complete' and record['config']['backbone'] == 'resnet101' and record['config']['weights'] == 'deeplab'
+    assert record['data'] == 'complete'
+    assert (record['config']['backbone'], record['config']['weights']) == ('resnet101', 'deeplab')
     assert record['identity']['cnn'] == cnn_checksum(build_backbone('resnet101', road[2], 8))
-    run(road, ['papermill', 'nbs/evaluate.ipynb', 'out.ipynb', '--no-progress-bar'], run='a-run', data_root='data', splits='val,testA,testB', crf='torch',
+    run(road, ['papermill', 'nbs/evaluate.ipynb', 'out.ipynb', '--no-progress-bar'], run='a-run', data_root='data',
+        splits='val,testA,testB', crf='torch',
         controls=False, protocols=False)
     found = json.loads(trained.metrics.read_text())
     assert {f'unc {s}{with_crf}' for s in ('val', 'testA', 'testB') for with_crf in ('', ' (dcrf)')} <= set(found)
@@ -213,11 +228,12 @@ def check_runs(road, cells):
 
 @slow
 def test_snakemake_makes_tables_and_figures(road):
-    "From nothing to tables and figures: every system of Table 2 and Figure 5's baseline on two sets, and a row of Table 1."
+    "From nothing to tables and figures: every system of Table 2 and Figure 5's baseline on two sets."
     assert '--config matrix=paper data_root=data' in README
-    settings = TINY | dict(matrix='paper', data_root='data', datasets='unc,referit', rows='row12', more_seeds='', repeated='')
+    settings = TINY | dict(matrix='paper', data_root='data', datasets='unc,referit', rows='row12', more_seeds='',
+                           repeated='')
     run(road, ['snakemake', 'reports', '--cores', '1', *config_words(**settings)])
     check_runs(road, given_matrix(**settings).cells())
-    tables = road[0]/'reports'/'tables'/'paper'
-    assert 'RRN (LSTM, DCRF)' in (tables/'table2.md').read_text() and (tables/'claims.md').is_file()
-    assert (road[0]/'reports'/'figures'/'paper'/'figure3.png').is_file()
+    made = next((road[0]/'runs'/'reports').glob('paper*'))
+    assert 'RRN (LSTM, DCRF)' in (made/'tables'/'table2.md').read_text() and (made/'tables'/'claims.md').is_file()
+    assert all((made/'figures'/f'figure{n}.png').is_file() for n in (1, 2, 3, 4, 5))
