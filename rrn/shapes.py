@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.io import savemat
 from .core import RRNError, as_path, derived_rng, locked, one_of, optional, process_pool, read_json, repo_root
-from .core import whole_file, write_json, writing
+from .core import sweep, whole_file, write_json, writing
 from .notebook import progress_bar
 from .refer import IMAGE_FOLDER, ReferringDataset, by_split, read_refer
 from .referit import read_referit, register_dataset
@@ -549,6 +549,7 @@ def ensure(kind:str,      # 'unc', 'unc+', 'gref' or 'referit'
     there = lambda: stamped(root, family) == stamp(seed, sizes)
     if there(): return root
     with locked(root):
+        sweep(root)                                # what a killed drawing was writing
         if not there(): (write_referit if kind == 'referit' else write_refer)(root, seed, sizes, **how)
     return root
 

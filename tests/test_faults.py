@@ -121,7 +121,7 @@ def killed_and_repeated(kind, work, result, tmp_path, kills):
 def result_of_training(folder):
     "Everything that a training and the evaluation after it leave, but for durations."
     log = pd.read_csv(folder/'run'/'log.csv').drop(columns='seconds').to_csv()
-    record = {k: v for k, v in read_json(folder/'run'/'config.json').items() if k not in ('training_seconds', 'code')}       # code: an edit meanwhile shows in it
+    record = {k: v for k, v in read_json(folder/'run'/'config.json').items() if k not in ('training_seconds', 'code', 'continued')}       # an edit of the code meanwhile shows in the last two
     return files_in(folder, 'model.safetensors', 'metrics.json', '*.csv.gz', 'vocabulary.json', '*.maps'), log, record
 
 
