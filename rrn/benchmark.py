@@ -25,6 +25,7 @@ from .backbone import build_backbone, freeze
 from .core import CommandLine, RRNError, device_name, keep_freed_memory, one_of, pick_device, repo_root, seed_everything, whole_file, write_json
 from .crf import have_pydensecrf, make_crf
 from .data import Batch, Batches, Reader, group_by_image
+from .fusion import WordLSTM
 from .evaluate import autocast, predictions
 from .image import coordinates, fit, mask_out
 from .model import RRN, Config, preset
@@ -41,7 +42,7 @@ class PlainHead(nn.Module):
         super().__init__()
         conv = lambda a, b, k=1, bias=True: nn.Conv2d(a, b, k, padding=k // 2, bias=bias)
         self.pyramid = c.pyramid.split(',')
-        self.encoder = nn.ModuleDict(dict(embedding=nn.Embedding(vocabulary_size, c.embed_dim), lstm=nn.LSTM(c.embed_dim, c.D_S, batch_first=True)))
+        self.encoder = nn.ModuleDict(dict(embedding=nn.Embedding(vocabulary_size, c.embed_dim), lstm=WordLSTM(c.embed_dim, c.D_S, batch_first=True)))
         self.fusion = nn.ModuleDict(dict(project=conv(channels['C5'], c.D_I), fuse=conv(c.D_I + c.D_S + 8, c.D_Q)))
         gates = nn.ModuleDict(dict(W=conv(c.D_Q, 4 * c.D_Q, c.kernel), U=conv(c.D_Q, 4 * c.D_Q, c.kernel, bias=False)))
         self.refine = nn.ModuleDict(dict(laterals=nn.ModuleList(conv(channels[m], c.D_Q) for m in self.pyramid), updates=nn.ModuleList([gates])))
