@@ -144,7 +144,7 @@ def own_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 # %% ../nbs/28_benchmark.ipynb #05c3c65a
-SIZES = dict(paper={}, small=dict(backbone='small', image_size=96, embed_dim=64, D_I=96, D_S=96, D_Q=64))
+SIZES = dict(paper=dict(weights='random'), small=dict(backbone='small', image_size=96, embed_dim=64, D_I=96, D_S=96, D_Q=64))
 
 def random_batch(c:Config, vocabulary_size, images, sentences, device) -> Batch:
     "A training batch of noise: `images` with `sentences` of one to eight words each."
