@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'COCO_IMAGES', 'COCO_OBJECTS', 'WORDS', 'OPENING', 'STEPPING
            'memory', 'own_peak', 'random_batch', 'Bench', 'plain_predict', 'speeds', 'growth', 'photograph',
            'write_pictures', 'outlines', 'write_instances', 'write_refs', 'write_unc_sized', 'data_speed', 'crf_speed',
            'opening', 'steps_per_second', 'crowded', 'small_step_profile', 'benchmark', 'line', 'report_path', 'tables',
-           'speed_text', 'crowd_text', 'main']
+           'speed_text', 'main']
 
 # %% ../nbs/28_benchmark.ipynb #4018842a
 import contextlib, json, os, pickle, re, resource, statistics, subprocess, sys, tempfile, time
@@ -472,12 +472,6 @@ def speed_text(report:dict) -> str:
     return '\n'.join([markdown(pd.DataFrame(lines, columns=columns)), '', f"{report['device']}, {report['precision']}, {report['sizes']} sizes; load {report['load'][0]:.1f} at the start; code {report['code']}, PyTorch {report['versions']['torch']}. "
         f"At the best rate the paper's {SCHEDULE:,} sentences take {SCHEDULE / best['train']['sentences_per_second'] / 3600:.1f} hours here. A sentence costs {cost / 1e9:.0f} GFLOP forward and backward "
         f"({best['sentences'] // best['images']} an image); at {QUARTER / 1e12:.0f} TFLOP/s, a quarter of what an H100 reaches in bf16 products, that would be {SCHEDULE * cost / QUARTER / 60:.1f} minutes: a projection."])
-
-def crowd_text(report:dict) -> str:
-    "How a run fares beside others, in Markdown; '' for a report without it."
-    found = report.get('small_step', {}).get('crowded', {})
-    rows = [[name, f"{f['steps_per_second']:.1f}", f"{f['of_alone']:.2f}", f"{f['of_fair_share']:.2f}"] for name, f in found.items()]
-    return markdown(pd.DataFrame(rows, columns=['preset small', 'steps/s of a run', 'of alone', 'of a fair share'])) if rows else ''
 
 # %% ../nbs/28_benchmark.ipynb #195d562f
 def main(argv=None):
