@@ -333,7 +333,7 @@ def crf_speed(device, side=320, sentences=7, turns=2) -> dict:
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #78a47b6f
 OPENING = """
 import json, sys, time
-
+from rrn.experiments.benchmark import own_peak
 from rrn.batches import Batches, group_by_image, Reader, TrainingOrder
 from rrn.data.refer import open_refer
 from rrn.text import Vocabulary
@@ -366,7 +366,7 @@ def opening(times:float, image_size=320) -> dict:
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #4ebf947a
 STEPPING = """
 import sys, time
-
+from rrn.experiments.benchmark import Bench
 from rrn.model import preset
 import torch
 bench = Bench(preset('small'), torch.device('cpu'), 4, 10, vocabulary_size=100, plain=False)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from ..backbone import cnn_checksum
 from ..common.core import (code_version, CommandLine, device_name, locked, new_folder, one_of, read_json,
-                             repo_root, RRNError, sha256_of, versions, whole_file, write_json)
+                             repo_root, RRNError, sha256_of, versions, whole_file, write_bytes, write_json)
 from ..evaluate import summary
 from ..metrics import METRICS
 from ..model import Config
