@@ -17,7 +17,8 @@ def opener_in(module:str, name:str):
     "The opener `name` of a module that is imported when a set is opened: a set is known before its module is."
     return lambda root: getattr(importlib.import_module(module), name)(root)
 
-READERS = {name: partial(open_refer, name) for name in REFER_SETS} | {'referit': read_referit, 'own': opener_in('rrn.data.convert', 'open_own')}
+READERS = {name: partial(open_refer, name) for name in REFER_SETS} | {'referit': read_referit}
+READERS |= {'grefcoco': opener_in('rrn.data.grefs', 'open_grefs'), 'own': opener_in('rrn.data.convert', 'open_own')}
 
 def register_dataset(name:str,   # what users will call it
                      opener      # function of a root folder that returns a `ReferringDataset`
