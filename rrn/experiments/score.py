@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['PLACED', 'SQUARE', 'LOW', 'RELEASED_THRESHOLD', 'KEYS', 'BATCH', 'AHEAD', 'FAULTS', 'SERIOUS', 'PLAIN', 'GENERAL',
-           'COMPARED', 'VERDICTS', 'placement_in', 'check_upright', 'touched', 'released_mask', 'masks_of',
-           'count_pixels', 'pick_key', 'Task', 'Counted', 'count_task', 'count_batch', 'batches_of', 'spread_batches',
-           'Scored', 'rows_of', 'Tally', 'same_aspect', 'count_set', 'finished_rows', 'foreign', 'as_ratio',
-           'drawn_scores', 'seed_shares', 'interval_of', 'metrics_of', 'protocols_of', 'all_scores', 'difference',
-           'compare']
+           'COMPARED', 'VERDICTS', 'SHOWN', 'MEANS', 'BY', 'FORMAT', 'placement_in', 'check_upright', 'touched',
+           'released_mask', 'masks_of', 'count_pixels', 'pick_key', 'Task', 'Counted', 'count_task', 'count_batch',
+           'batches_of', 'spread_batches', 'Scored', 'rows_of', 'Tally', 'same_aspect', 'count_set', 'finished_rows',
+           'with_empty', 'foreign', 'as_ratio', 'drawn_scores', 'seed_shares', 'interval_of', 'metrics_of',
+           'protocols_of', 'all_scores', 'difference', 'compare', 'score_table', 'difference_table', 'fault_table',
+           'protocol_notes', 'breakdowns', 'by_targets', 'taken', 'page', 'interval_note', 'comparison_note',
+           'record_of_others', 'keep', 'seed_key', 'data_fact', 'score_file', 'set_entry', 'scored_of', 'few_workers',
+           'safe_name', 'cleared', 'check_faultless', 'count_sets', 'data_note', 'score_predictions']
 
-# %% ../../nbs/3_experiments/16_score.ipynb #4b8071c8
-import hashlib, os, sys
+# %% ../../nbs/3_experiments/16_score.ipynb #2a94d2ae
+import hashlib, os, re
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -259,7 +262,7 @@ def same_aspect(shape, height:int, width:int) -> bool:
     "Whether a prediction is as wide for its height as the picture, but for a pixel of rounding."
     return abs(shape[0]*width - shape[1]*height) <= max(height, width)
 
-# %% ../../nbs/3_experiments/16_score.ipynb #57211328
+# %% ../../nbs/3_experiments/16_score.ipynb #95efce5a
 def count_set(predictions:Predictions,
               samples:list,          # of the split
               name:str='',           # '': what the path is called
@@ -287,9 +290,12 @@ def finished_rows(tally:Tally) -> pd.DataFrame:
     "The rows with their target's share of the picture and their status."
     own = tally.counts['paper']
     pixels = np.array([s.height * s.width for s in tally.samples])
-    status = np.where((tally.status == 'scored') & (own[:, 2] == 0), 'empty', tally.status)
     target = own[:, 1] - own[:, 2] + own[:, 0]
-    return rows_of(tally.samples).assign(share=100 * target / pixels, status=status)
+    return rows_of(tally.samples).assign(share=100 * target / pixels, status=with_empty(tally.status, tally.counts))
+
+def with_empty(status, counts:dict) -> np.ndarray:
+    "The status of sentences, where those are called empty that were scored with no pixel in the mask."
+    return np.where((status == 'scored') & (counts['paper'][:, 2] == 0), 'empty', status)
 
 def foreign(entries:list, known, key:str, others:dict) -> list:
     "Faults for the entries that are for no sentence of the split; of which split they are, where that is known."
@@ -369,3 +375,216 @@ def compare(a:list, b:list, draws=1000) -> dict:
     if any(not s.rows.sent_id.equals(a[0].rows.sent_id) for s in (*a, *b)): raise RRNError("the two systems were scored on different sentences; give predictions for one split.")
     shared = [p for p in protocols_of(a[0]) if p in protocols_of(b[0])]
     return {p: {m: difference(a, b, m, p, draws) for m in COMPARED if m in metrics_of(a[0])} for p in shared}
+
+# %% ../../nbs/3_experiments/16_score.ipynb #c4b70577
+SHOWN = dict(overall_iou='overall IoU (cIoU)', mean_iou='mean IoU', giou='gIoU', n_acc='N-acc', t_acc='T-acc')
+MEANS = dict(overall_iou='all intersections over all unions', mean_iou='the average over sentences',
+             giou='the average over all sentences; without a target, 1 for an empty prediction and 0 for another',
+             n_acc='sentences without a target whose prediction is empty', t_acc='sentences with a target whose prediction is not empty')
+
+def score_table(scores:dict) -> pd.DataFrame:
+    "One row a protocol: metrics in percent with 95 % intervals."
+    rows = [{'protocol': p} | {SHOWN.get(m, m): cell_text(*i, None) for m, i in found.items()} for p, found in scores.items()]
+    return pd.DataFrame(rows)
+
+def difference_table(differences:dict) -> pd.DataFrame:
+    "One row a protocol: differences in points with 95 % intervals and verdicts."
+    text = lambda i, v: f'{i.value:+.1f} [{i.low:+.1f} to {i.high:+.1f}] {v}'
+    return pd.DataFrame([{'protocol': p} | {SHOWN.get(m, m): text(*d) for m, d in found.items()} for p, found in differences.items()])
+
+def fault_table(scored:Scored, examples=3) -> pd.DataFrame:
+    "One row a kind of fault: how often, and the first few."
+    cases = defaultdict(list)
+    for what, where, why in scored.faults: cases[what].append(f'{where}: {why}' if why else where)
+    rows = [(what, len(cases[what]), FAULTS[what], '; '.join(cases[what][:examples])) for what in FAULTS if what in cases]
+    return pd.DataFrame(rows, columns=['fault', 'how many', 'which are', 'for example'])
+
+def protocol_notes(scored:Scored) -> str:
+    "What each protocol and metric is, a line each."
+    known = protocols_of(scored)
+    lines = [f'- `{p}`: {PROTOCOLS[p].what}.' if p in known else f'- `{p}`: needs probabilities; these are masks.' for p in PROTOCOLS]
+    return '\n'.join([*lines, *(f'- {SHOWN[m]}: {MEANS[m]}.' for m in metrics_of(scored) if m in MEANS)])
+
+# %% ../../nbs/3_experiments/16_score.ipynb #6553e3a7
+BY = {'words': 'words of the sentence', 'share': "the target's part of the picture, percent", 'distractors': 'rivals: other objects of the same class'}
+
+def breakdowns(scored:Scored) -> dict:
+    "{what by, in words: table} under the protocol `paper`."
+    both, union, _ = scored.counts['paper'].T
+    rows = scored.rows.assign(intersection=both, union=union, iou=sample_iou(both, union))[~scored.none]
+    tables = {BY[by]: breakdown(rows, by) for by in BINS} if len(rows) else {}
+    return tables | ({'number of targets': by_targets(scored)} if scored.rows.targets.nunique() > 1 else {})
+
+def by_targets(scored:Scored) -> pd.DataFrame:
+    "Overall IoU, gIoU and number of sentences with no target, one, and several."
+    kinds = scored.rows.targets.clip(upper=2).map({0: 'none', 1: 'one', 2: 'several'})
+    giou = sample_iou(*as_ratio('giou', scored.counts['paper'], scored.none)[1:3])
+    groups = pd.DataFrame(scored.counts['paper'][:, :2], columns=['both', 'union']).assign(giou=giou).groupby(kinds.to_numpy())
+    overall = 100 * groups.both.sum() / groups.union.sum()
+    return pd.DataFrame({'overall IoU': overall, 'gIoU': 100 * groups.giou.mean(), 'expressions': groups.size()}).round(1)
+
+# %% ../../nbs/3_experiments/16_score.ipynb #8a130d9d
+def taken(scored:Scored) -> str:
+    "How a set of predictions was read, in a sentence or two."
+    empty = int((scored.rows.status == 'empty').sum())
+    kinds = {'mask': 'masks', 'probability': 'probabilities'}[scored.kind]
+    said = f"**{scored.name}**: {scored.form}, read as {kinds}, keyed by `{scored.key}`. {empty:,} are empty."
+    if scored.aspects: said += (f" {scored.aspects:,} are wider or narrower than their picture and were stretched to it; if their network pads, "
+                                "say so with `--placed centred` or `--placed corner`.")
+    return said
+
+def page(a:list,             # of `Scored`: seeds of one system
+         b:list=(),          # those of another
+         title:str='',
+         notes:str='',       # on the data
+         draws:int=1000
+        ) -> str:
+    "All about some predictions, in Markdown."
+    first = a[0]
+    parts = [f'# {title}', *map(taken, (*a, *b)), *filter(None, [notes]), f'{len(first.rows):,} sentences about {first.rows.image_id.nunique():,} pictures. '
+             + interval_note(a, draws), markdown(score_table(all_scores(a, draws))), protocol_notes(first)]
+    if b: parts += [f'## Against {b[0].name}', markdown(score_table(all_scores(b, draws))), comparison_note(a, b), markdown(difference_table(compare(a, b, draws)))]
+    parts += ['## What was wrong', *chain.from_iterable(_faults_of(s) for s in (*a, *b)), '## Where it comes from', f'Of {first.name}, under `paper`.']
+    parts += [markdown(table.reset_index(names=what)) for what, table in breakdowns(first).items()]
+    return '\n\n'.join(parts) + '\n'
+
+def _faults_of(scored): return [f'{scored.name}:', markdown(fault_table(scored)) if scored.faults else 'nothing.']
+
+def interval_note(sets, draws) -> str:
+    "What the intervals are."
+    seeds = f'Mean over {len(sets)} sets of predictions; in brackets 95 % of {draws:,} draws of pictures and of sets.'
+    return seeds if len(sets) > 1 else f'In brackets 95 % of {draws:,} draws of pictures; they say nothing of other seeds of the same system.'
+
+def comparison_note(a, b) -> str:
+    "What a verdict is."
+    seeds = 'Seeds are paired. ' if len(a) == len(b) > 1 else ''
+    return f'{a[0].name} minus {b[0].name} in points, on the same drawn pictures. {seeds}A verdict needs an interval without zero.'
+
+# %% ../../nbs/3_experiments/16_score.ipynb #2b85344b
+def record_of_others(name:str, folder='') -> Run:
+    "The record of another system's predictions. `RRNError` if that is the name of a run of this project."
+    run = Run(runs_folder(folder)/check_name(name))
+    if run.exists and run.record().get('kind') != 'external':
+        raise RRNError(f"{run.folder} is a run of this project. Choose another name for these predictions (--name).")
+    return run
+
+def keep(sets:list,          # of `Scored`: one, or seeds of one system
+         run:Run,
+         on:str,             # '<dataset> <split>'
+         samples:list,
+         **facts             # that the record keeps with the entry
+        ):
+    "Add the scores of a split to a record; further seeds stand beside the first."
+    old = run.record() if run.exists else {}
+    read = {on: [dict(path=s.path, form=s.form, key=s.key, kind=s.kind, faults=s.tally()) for s in sets]}
+    write_json(run.folder/'config.json', dict(kind='external', name=run.name, code=code_version(), versions=versions(), sets=old.get('sets', {}) | read))
+    facts |= data_fact(samples)
+    for n, scored in enumerate(sets):
+        both, union, _ = scored.counts['paper'].T
+        extra = {m: interval_of([scored], m, 'paper', draws=1).value for m in metrics_of(scored) if m in GENERAL}
+        add_metrics(run, seed_key(on, n), scored.rows.assign(intersection=both, union=union), 'rrn', **extra, **facts)
+
+def seed_key(on:str, n:int) -> str:
+    "The entry of the `n`-th set of predictions."
+    return on if n == 0 else f'{on} (seed {n})'
+
+def data_fact(samples) -> dict:
+    "The data's fingerprint, if the pictures are here."
+    try: return dict(data=data_fingerprint(samples))
+    except RRNError: return {}
+
+# %% ../../nbs/3_experiments/16_score.ipynb #5637b623
+FORMAT = 'rrn score 1'
+
+def score_file(a:list, b:list, dataset:str, split:str, draws:int) -> dict:
+    "Scores, differences, faults and rows, ready for JSON."
+    plain = lambda scores: {p: {m: i._asdict() for m, i in found.items()} for p, found in scores.items()}
+    said = {p: {m: i._asdict() | dict(verdict=v) for m, (i, v) in found.items()} for p, found in compare(a, b, draws).items()} if b else {}
+    return dict(format=FORMAT, dataset=dataset, split=split, sets=[set_entry(s) for s in a], scores=plain(all_scores(a, draws)),
+                against=[set_entry(s) for s in b], against_scores=plain(all_scores(b, draws)) if b else {}, differences=said)
+
+def set_entry(scored:Scored) -> dict:
+    "A set of predictions: how it was read, what was wrong with it, and a column for each count."
+    rows = {k: v.tolist() for k, v in scored.rows.items()}
+    counts = {p: c.T.tolist() for p, c in scored.counts.items()}
+    return dict(name=scored.name, path=scored.path, form=scored.form, key=scored.key, kind=scored.kind, tally=scored.tally(),
+                faults=[dict(what=what, where=where, why=why) for what, where, why in scored.faults], rows=rows, counts=counts)
+
+def scored_of(entry:dict) -> Scored:
+    "The other way round. Raises `RRNError` if the entry is damaged."
+    try:
+        counts = {one_of('protocol', p, PROTOCOLS): np.array(c, np.int64).T for p, c in entry['counts'].items()}
+        faults = [(f['what'], f['where'], f['why']) for f in entry['faults']]
+        rows = pd.DataFrame(entry['rows'])
+        if any(c.shape != (len(rows), 3) for c in counts.values()) or 'paper' not in counts: raise ValueError('counts and rows differ')
+        return Scored(*(str(entry[k]) for k in ('name', 'path', 'form', 'key', 'kind')), rows, counts, faults)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
+        if isinstance(e, RRNError): raise
+        raise RRNError(f"the score file is damaged ({e}); score the predictions again.") from e
+
+# %% ../../nbs/3_experiments/16_score.ipynb #6ae4838e
+def few_workers(asked:int) -> int:
+    "Processes that count: as asked, or (for -1) one a core up to 8."
+    return asked if asked >= 0 else min(8, os.cpu_count() or 1)
+
+def safe_name(text:str) -> str:
+    "A name for a record, of the letters that such a name may have."
+    return re.sub(r'[^A-Za-z0-9._+-]+', '-', text).strip('-._+')[:100] or 'predictions'
+
+def cleared(scored:Scored,
+            fewest:int         # pixels
+           ) -> Scored:
+    "The same with every predicted mask of fewer than `fewest` pixels taken as empty."
+    def empty(c):
+        target = c[:, 1] - c[:, 2] + c[:, 0]
+        return np.where(c[:, 2:] < fewest, np.stack([0*target, target, 0*target], 1), c)
+    counts = {p: empty(c) for p, c in scored.counts.items()}
+    return replace(scored, counts=counts, rows=scored.rows.assign(status=with_empty(scored.rows.status, counts)))
+
+def check_faultless(scored:Scored):
+    "`RRNError` if a set of predictions is not whole and sound."
+    bad = {what: n for what, n in scored.tally().items() if what in SERIOUS}
+    if bad: raise RRNError(f"{scored.path} has faults ({', '.join(f'{n:,} {what}' for what, n in bad.items())}), so it is not scored.\n"
+                           f"{markdown(fault_table(scored))}\nMend them, or score it as it is with --faults empty.")
+
+# %% ../../nbs/3_experiments/16_score.ipynb #dd03ed3b
+def count_sets(paths,             # of predictions
+               dataset,           # `ReferringDataset`
+               split:str, faults:str='empty', clear_below:int=0, **how     # as in `count_set`
+              ) -> list:          # of `Scored`
+    "Count sets of predictions for a split of a data set."
+    others = {s: dataset.samples(s) for s in dataset.splits if s != split}
+    found = [cleared(count_set(open_predictions(p), dataset.samples(split), others=others, **how), clear_below) for p in paths]
+    if one_of('faults', faults, ['empty', 'refuse']) == 'refuse':
+        for scored in found: check_faultless(scored)
+    return found
+
+def data_note(dataset) -> str:
+    "What the page says of the data."
+    return f'Data: {dataset.name}, {dataset.note}.' if dataset.note else ''
+
+def score_predictions(predictions:tuple[str, ...],   # a folder of PNGs, or a .json, .jsonl, .npz or .parquet file; several are seeds of one system
+                      *, dataset:str,                # unc, unc+, gref, gref-umd, referit, grefcoco, own, shapes-unc, ...
+                      split:str='val',               # val, testA, testB, test
+                      data_root:str='',              # folder of the data
+                      against:tuple[str, ...]=(),    # predictions of another system, to compare with
+                      name:str='',                   # of the record in runs/; '': what the predictions are called
+                      key:Literal['auto', 'sent_id', 'ref_id']='auto',    # whose numbers the predictions have
+                      kind:Literal['auto', 'mask', 'probability']='auto', # what they hold
+                      placed:Literal['stretched', 'centred', 'corner']='stretched',   # where the picture lies in a prediction of another size
+                      faults:Literal['empty', 'refuse']='empty',   # missing, double and misshapen ones count as empty masks, or nothing is scored
+                      clear_below:int=0,             # a mask of fewer pixels counts as empty (50 is used on gRefCOCO)
+                      folder:str='',                 # of records; '': runs/
+                      draws:int=1000,                # of the bootstrap
+                      workers:int=-1                 # processes; -1: one a core
+                     ) -> Path:                      # of the page; beside it is the score file
+    "Score masks of any model under every protocol, with intervals."
+    opened = open_dataset(dataset, root_of(dataset, data_root), check_images=False)
+    how = dict(key=key, kind=kind, placed=placed, workers=few_workers(workers), faults=faults, clear_below=clear_below)
+    run, on = record_of_others(name or safe_name(Path(predictions[0]).stem), folder), f'{dataset} {split}'
+    a, b = (count_sets(paths, opened, split, **how) for paths in (predictions, against))
+    keep(a, run, on, opened.samples(split), clear_below=clear_below, placed=placed)
+    place = run.folder/f"score-{on.replace(' ', '-')}"
+    write_json(place.with_suffix('.json'), score_file(a, b, dataset, split, draws))
+    with whole_file(place.with_suffix('.md')) as f: f.write(page(a, b, f'{run.name} on {on}', data_note(opened), draws))
+    return place.with_suffix('.md')
