@@ -23,7 +23,7 @@ from ..common.core import derived_rng, one_of, read_json, RRNError, seed_everyth
 from ..common.pictures import read_image
 from ..image import fit, image_tensor, unplace
 from ..loss import bilinear
-from .matrix import Matrix, record_of, report_place, splits_of, TABLE1
+from .matrix import Matrix, record_that_counts, report_place, splits_of, TABLE1
 from ..metrics import intersection_union, sample_iou
 from ..predict import Predictor
 from .pretrain import IGNORE, LABELS, scene_arrays
@@ -81,7 +81,7 @@ def find_predictor(matrix:Matrix, system, dataset, seed=0):
 
 def known_ious(matrix:Matrix, dataset, split, system='row12'):
     "IoU by sent_id of a system's run on a split, or None if there is no such run."
-    run, key = record_of(matrix, matrix.cell(system, dataset)), f'{dataset} {split}'
+    run, key = record_that_counts(matrix, matrix.cell(system, dataset)), f'{dataset} {split}'
     if not rows_file(run, key).exists(): return None
     rows = read_rows(run, key)
     return dict(zip(rows.sent_id.tolist(), sample_iou(rows.intersection, rows.union).tolist()))
