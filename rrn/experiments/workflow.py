@@ -22,7 +22,7 @@ from .record import data_fingerprint, published_folder, runs_folder
 from ..data.refer import EXPECTED
 from ..data.shapes import default_root, SPLITS
 from .tables import skipped_expressions
-from .jobs import find_root, open_named
+from .jobs import find_data_root, open_named
 
 # %% ../../nbs/3_experiments/12_workflow.ipynb #78194bb8
 def read_settings(config:dict, words=()) -> tuple:
@@ -150,7 +150,7 @@ def current_fingerprint(matrix:Matrix, dataset, split):
     "The fingerprint of a split as it is in the matrix's data folder now, or None if it is not there."
     drawn = dataset.startswith('shapes-') and not matrix.data_root
     if drawn and not default_root().is_dir(): return None
-    try: root = default_root() if drawn else find_root(matrix.data_root)
+    try: root = default_root() if drawn else find_data_root(matrix.data_root)
     except RRNError: return None
     key = f'{dataset} {split} {root.resolve()} {_state(root)}'
     file = runs_folder()/'.fingerprints.json'
