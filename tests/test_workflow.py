@@ -20,7 +20,7 @@ from rrn.experiments.matrix import (device_slot, draw_scenes, given_matrix, resu
                                     weights_file)
 from rrn.experiments.record import published_folder, rows_file, Run
 from rrn.common.core import write_json
-from rrn.experiments.workflow import read_settings, stamp_file
+from rrn.experiments.workflow import read_settings, done_stamp
 
 REPO = Path(__file__).resolve().parents[1]
 TINY = dict(datasets='shapes-unc', more_seeds='', image_size=64, D_Q=8, D_I=8, D_S=8, embed_dim=8)
@@ -260,7 +260,7 @@ def test_weights_survive_a_job_that_fails(checkout, monkeypatch):
     writes = "pathlib.Path(f'runs/{sys.argv[4]}/model.safetensors').write_text('weights'); sys.exit(1)"
     monkeypatch.setattr(sys, 'executable', recorder(checkout, writes))
     cell = given_matrix(iterations=30).cell('row5', 'shapes-unc')
-    status, said = ask(stamp_file(given_matrix(), cell.run, 'train'), iterations=30)
+    status, said = ask(done_stamp(given_matrix(), cell.run, 'train'), iterations=30)
     assert status == 1 and Path(f'runs/{cell.run}/model.safetensors').read_text() == 'weights'
     assert not Path(f'runs/{cell.run}/train.done').exists()
 
@@ -371,7 +371,7 @@ def test_slurm(checkout, scenes):
     profile = ['--workflow-profile', 'profiles/slurm', '--latency-wait', '5', '--slurm-status-command', 'squeue']
     profile += ['--slurm-init-seconds-before-status-checks', '20']
     profile += ['--default-resources', 'runtime=10', 'mem_mb=2000', 'cpus_per_task=1']
-    command = [sys.executable, '-m', 'snakemake', stamp_file(matrix, cell.run, 'train'), *profile, *given(settings)]
+    command = [sys.executable, '-m', 'snakemake', done_stamp(matrix, cell.run, 'train'), *profile, *given(settings)]
     done = subprocess.run(command, env=os.environ | dict(PYTHONPATH=str(REPO)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(weights_file(matrix, cell)).exists() and 'SLURM jobid' in done.stderr

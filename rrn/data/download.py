@@ -18,7 +18,7 @@ import urllib.error, urllib.parse, urllib.request, zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from ..common.core import (as_path, CommandLine, locked, new_folder, one_of, read_json, RRNError, sha256_of, sweep,
+from ..common.core import (as_path, CommandLine, locked, new_folder, one_of, read_json, RRNError, sha256_of, remove_leftovers,
                              whole_file, write_json)
 from ..common.notebook import progress_bar
 from ..common.pretrained import as_published, checkpoints_folder, default_weights, published_weights
@@ -337,7 +337,7 @@ def fetch(urls,               # one address, or mirrors in the order in which to
          ) -> str:            # SHA-256 of the file
     "Fetch a file from the first mirror that has it, whole and checked or not at all; resumes. `RRNError` says why each mirror failed."
     path, terms = as_path(path), Terms(sha256 or '', size, **terms)
-    sweep(path.parent, '.*.part')
+    remove_leftovers(path.parent, '.*.part')
     try: return existing(path, terms) if path.exists() else from_mirrors([urls] if isinstance(urls, str) else urls, path, terms)
     except OSError as e: raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another place.") from e
 

@@ -25,7 +25,7 @@ from ..baselines import RMIHead
 from ..common.core import file_bytes, one_of, RRNError
 from ..model import Head, preset, RRN
 from ..common.pretrained import find_weights
-from ..common.untrusted import Allowance, plain_opcodes, PlainOpcodes, PlainUnpickler
+from ..common.untrusted import Allowance, plain_instructions, Instructions, PlainUnpickler
 from ..refine import ReleasedConvLSTM
 
 # %% ../../nbs/2_data/10_weights.ipynb #2319d1b0
@@ -568,7 +568,7 @@ class ArrayUnpickler(PlainUnpickler):
         if not isinstance(self.stack[-1], (ArrayPart, DtypePart)): raise RRNError("it fills an object that is no array")
         self.stack[-1].fill(state, self.allowance)
 
-    dispatch = PlainOpcodes(plain_opcodes | {pickle.BUILD[0]: load_build})
+    dispatch = Instructions(plain_instructions | {pickle.BUILD[0]: load_build})
 
 # %% ../../nbs/2_data/10_weights.ipynb #02c404ad
 CAFFE_NORMS = dict(scale='gamma', offset='beta', mean='moving_mean', variance='moving_variance')

@@ -19,7 +19,7 @@ import psutil
 import torch
 import rrn.baselines                  # adds the paper's other systems
 from ..common.core import (CommandLine, file_bytes, keep_freed_memory, locked, one_of, pick_device, repo_root,
-                             RRNError, seed_everything, settings_help, sha256_of, sweep)
+                             RRNError, seed_everything, settings_help, sha256_of, remove_leftovers)
 from ..backbone import cnn_checksum, LEVELS
 from ..batches import group_by_image, Reader, TrainingOrder
 from ..common.team import this_team
@@ -34,7 +34,7 @@ from .record import (add_metrics, check_run_name, check_same_run, find_run, fini
 from ..data.datasets import open_dataset, READERS
 from ..data.shapes import KINDS
 from ..text import Vocabulary
-from ..common.checkpoints import checkpoints, restore, weight_bytes
+from ..common.checkpoints import checkpoints, load_trained, weight_bytes
 from ..train import Plan, read_log, train
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #2e966cfa
@@ -245,7 +245,7 @@ def begin_run(job:Job):
     facts = dict(preset=job.options['preset'], data=job.dataset.note, **provenance(job.device))
     if job.options['resume']: check_same_run(job.run, job.config, job.identity)
     else: empty_run(job.run)
-    sweep(job.run.folder)
+    remove_leftovers(job.run.folder)
     start_record(job.run, job.config, job.vocabulary, job.identity, **facts)
 
 def empty_run(run:Run):
@@ -265,7 +265,7 @@ def reopen_run(job:Job) -> pd.DataFrame:
     if not job.run.weights.exists():
         raise RRNError(f"run {job.run.name} is finished, but its {job.run.weights.name} is gone. Restore it, or train anew under another run name or with resume=False.")
     check_weights(job.run)
-    restore(job.model, job.run.weights)
+    load_trained(job.model, job.run.weights)
     job.model.eval()
     return read_log(job.run)
 
@@ -287,7 +287,7 @@ def open_run(folder, device='auto'):
         raise RRNError(f"run {run.folder} was trained on another CNN: weights={config.weights!r} of {config.backbone} have changed since. Restore that file, or train again.")
     check_weights(run)
     model.on(pick_device(device))
-    restore(model, run.weights)
+    load_trained(model, run.weights)
     return model.eval(), vocabulary, run
 
 def check_weights(run:Run):
@@ -304,7 +304,7 @@ def open_evaluation(**parameters) -> Job:
     options = check_options(parameters, EVALUATION_OPTIONS)
     model, vocabulary, run = open_run(find_run(options['run'], options['folder']), options['device'])
     dataset = open_named(options['dataset'] or model.config.dataset, options['data_root'])
-    sweep(run.folder)
+    remove_leftovers(run.folder)
     job = Job(model.config, dataset, vocabulary, model, run, options)
     if job.device.type == 'cpu': keep_freed_memory()
     asked = [s for s in options['splits'].replace(' ', '').split(',') if s]
