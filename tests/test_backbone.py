@@ -7,7 +7,7 @@ import timm
 import torch
 from PIL import Image
 from rrn import backbone as bb
-from rrn.core import RRNError, repo_root
+from rrn.common.core import repo_root, RRNError
 
 SHARED = repo_root().parent/'shared'
 WEIGHTS = SHARED/'weights'/'mobilenetv2_100_deeplab_voc.safetensors'

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rrn.backbone import DeepLabTF, backbone_to_tf, caffe_name, deeplab_resnet101_tf
-from rrn.core import RRNError
+from rrn.backbone import backbone_to_tf, caffe_name, deeplab_resnet101_tf, DeepLabTF
+from rrn.common.core import RRNError
 from weight_rule import rule
 
 HERE = Path(__file__).parent

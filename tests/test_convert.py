@@ -6,11 +6,13 @@ import pycocotools.mask as coco
 import pytest
 from PIL import Image
 from rrn import convert as c
-from rrn.convert import Object, Phrase, View, convert, generate, main, meant, open_own, read_sentences, speakable, split_images, views_of
-from rrn.core import RRNError, read_json, write_json
-from rrn.doctor import examine
-from rrn.refer import IMAGE_FOLDER, Instances, open_refer, read_instances, read_refer, safe_load
-from rrn.referit import open_dataset
+from rrn.data.convert import (convert, generate, main, meant, Object, open_own, Phrase, read_sentences, speakable,
+                              split_images, View, views_of)
+from rrn.common.core import read_json, RRNError, write_json
+from rrn.data.doctor import examine
+from rrn.common.untrusted import safe_load
+from rrn.data.refer import IMAGE_FOLDER, Instances, open_refer, read_instances, read_refer
+from rrn.data.datasets import open_dataset
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 import papermill
 import pytest
-from rrn.deviations import DEVIATIONS, effect, page, read_report, trainable, variants
+from rrn.experiments.deviations import DEVIATIONS, effect, page, read_report, trainable, variants
 from rrn.model import Config, preset
 
 REPO = Path(__file__).resolve().parents[1]
@@ -41,14 +41,14 @@ def test_one_field_at_a_time(iterations):
 
 def test_the_page_is_what_the_code_makes():
     report = read_report(REPO/'reports'/'deviations.json')
-    assert (REPO/'docs'/'deviations.md').read_text() == page(report), 'write it again: rrn.deviations.write_page()'
+    assert (REPO/'docs'/'deviations.md').read_text() == page(report), 'write it again: rrn.experiments.deviations.write_page()'
     shown = [line.split(' | ')[-1].strip(' |') for line in page(report).split('\n') if line.startswith('| ')][2:]
     assert shown == [effect(d, report) for d in DEVIATIONS]
 
 
 def test_the_driver(tmp_path):
     "Two differences, three steps, in a folder of its own: records with provenance; what is known is not trained again."
-    from rrn.shapes import write_refer
+    from rrn.data.shapes import write_refer
     write_refer(tmp_path/'scenes', seed=9, sizes={'train': 4, 'val': 2, 'testA': 1, 'testB': 1}, workers=1)
     before = (REPO/'docs'/'deviations.md').read_text()
     how = dict(iterations=3, only='start,upsample', data_root=str(tmp_path/'scenes'), report=str(tmp_path/'d.json'), device='cpu')

@@ -4,8 +4,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from rrn import download as d
-from rrn.core import RRNError, locked, read_json, write_json
-from rrn.download import Source, fetch, unpack
+from rrn.common.core import locked, read_json, RRNError, write_json
+from rrn.data.download import fetch, Source, unpack
 
 DATA = bytes((i * 31 + i // 997) % 256 for i in range(300_000))
 NEWER = DATA[::-1]
@@ -535,7 +535,7 @@ def cnn_on_server(server, tmp_path, monkeypatch):
 
 
 def test_weights_are_fetched_to_where_they_are_looked_for(cnn_on_server, capsys):
-    from rrn.pretrained import find_weights
+    from rrn.common.pretrained import find_weights
     place = cnn_on_server()
     with pytest.raises(RRNError, match='python -m rrn.download weights resnet101'): find_weights('resnet101', '')
     assert d.main(['weights', 'resnet101', '--quiet']) == 0 and str(place) in capsys.readouterr().out

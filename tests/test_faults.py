@@ -20,12 +20,14 @@ import pytest
 import torch
 import torch._dynamo                                                            # the first optimiser step loads it: once here, not in every process
 from rrn import data, download
-from rrn.core import RRNError, locked, read_json
-from rrn.doctor import examine
+from rrn.common.core import locked, read_json, RRNError
+from rrn.data.doctor import examine
 from rrn.evaluate import evaluate
-from rrn.refer import IMAGE_FOLDER
-from rrn.shapes import ensure
-from rrn.train import Run, add_metrics, checkpoints, open_evaluation, open_job, run_job
+from rrn.data.refer import IMAGE_FOLDER
+from rrn.data.shapes import ensure
+from rrn.common.checkpoints import checkpoints
+from rrn.experiments.jobs import open_evaluation, open_job, run_job
+from rrn.experiments.record import add_metrics, Run
 from tqdm import tqdm
 from test_convert import converted, own                                      # `own` and `server` are fixtures
 from test_download import DATA, server, zip_of

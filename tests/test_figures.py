@@ -6,15 +6,17 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
-from rrn.claims import claims_table, our_difference, CLAIMS
+from rrn.experiments.claims import CLAIMS, claims_table, our_difference
 from rrn.evaluate import evaluate
-from rrn.figures import cases, figure2, figure3, figure4, figure5, find_predictor, known_ious, own_case, row, save_figure
-from rrn.matrix import Matrix, given_matrix
+from rrn.experiments.figures import (cases, figure2, figure3, figure4, figure5, find_predictor, known_ious, own_case,
+                                     row, save_figure)
+from rrn.experiments.matrix import given_matrix, Matrix
 from rrn.metrics import SegmentationMetrics
 from rrn.model import Config
-from rrn.shapes import write_refer
-from rrn.tables import results, table1, table2
-from rrn.train import add_metrics, open_job, open_named, run_job
+from rrn.data.shapes import write_refer
+from rrn.experiments.tables import results, table1, table2
+from rrn.experiments.jobs import open_job, open_named, run_job
+from rrn.experiments.record import add_metrics
 
 TINY = dict(iterations=3, D_Q=8, D_I=8, D_S=8, embed_dim=8, image_size=64)
 

@@ -89,7 +89,7 @@ def test_a_parameter_that_was_renamed_in_the_cell_is_missed(kernel):
 
 # ---- one bar -----------------------------------------------------------------------------------------------------------------
 
-LOOP = 'from rrn.notebook import progress_bar\nfor i in progress_bar(range(3000), "counting", mininterval=0): pass'
+LOOP = 'from rrn.common.notebook import progress_bar\nfor i in progress_bar(range(3000), "counting", mininterval=0): pass'
 
 
 def test_a_bar_is_one_output_that_ends_at_100(kernel):
@@ -157,7 +157,7 @@ print(json.dumps(found))
 def test_every_command_has_help_and_refuses_what_it_does_not_know():
     from dataclasses import fields
     from rrn.model import Config
-    from rrn.train import RUN_OPTIONS
+    from rrn.experiments.jobs import RUN_OPTIONS
     assert {'train', 'download', 'doctor', 'convert', 'benchmark', 'matrix', 'record'} <= set(COMMANDS)
     found = json.loads(python('-c', EACH, *COMMANDS).stdout)
     for module in COMMANDS:
@@ -171,8 +171,8 @@ def test_every_command_has_help_and_refuses_what_it_does_not_know():
 
 
 def test_a_setting_without_a_value_is_refused():
-    from rrn.core import RRNError
-    from rrn.train import parse_settings
+    from rrn.common.core import RRNError
+    from rrn.experiments.jobs import parse_settings
     assert parse_settings(['lr=1e-3', 'run=a=b', 'mirror=True']) == dict(lr=1e-3, run='a=b', mirror=True)
     with pytest.raises(RRNError, match='name=value'): parse_settings(['lr'])
 

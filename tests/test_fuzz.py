@@ -36,20 +36,24 @@ from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as 
 from PIL import Image
 import bombs
 from rrn import download
-from rrn.convert import convert, read_sentences
-from rrn.core import RRNError
-from rrn.data import read_image
-from rrn.doctor import examine
+from rrn.data.convert import convert, read_sentences
+from rrn.common.core import RRNError
+from rrn.common.pictures import read_image
+from rrn.data.doctor import examine
 from rrn.metrics import METRICS
-from rrn.model import RRN, preset
+from rrn.model import preset, RRN
 from rrn.predict import as_rgb
-from rrn.refer import EXPECTED, CocoMask, ReferringDataset, Sample, check_counts, read_refer, safe_load
-from rrn.referit import MatMask, read_referit
-from rrn.report import read_records, results_table
-from rrn.shapes import draw_scene
-from rrn.text import SPECIALS, Vocabulary, split_released
-from rrn.train import Run, make_optimiser, read_log, read_rows, resume_from, rows_file, save_checkpoint, write_rows
-from rrn.weights import read_checkpoint
+from rrn.common.untrusted import safe_load
+from rrn.data.masks import CocoMask
+from rrn.data.refer import check_counts, EXPECTED, read_refer, ReferringDataset, Sample
+from rrn.data.referit import MatMask, read_referit
+from rrn.experiments.report import read_records, results_table
+from rrn.data.shapes import draw_scene
+from rrn.text import SPECIALS, split_released, Vocabulary
+from rrn.common.checkpoints import resume_from, save_checkpoint
+from rrn.train import make_optimiser, read_log
+from rrn.experiments.record import read_rows, rows_file, Run, write_rows
+from rrn.data.weights import read_checkpoint
 from test_weights import write_v1, write_v2
 
 MEMORY, PATIENCE = 1500 << 20, 60       # bytes that an input may claim beyond what Python has; seconds

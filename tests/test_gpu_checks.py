@@ -1,4 +1,4 @@
-"""rrn.gpu_checks, rehearsed on the CPU at tiny sizes, as on a machine that lacks what it may lack."""
+"""rrn.experiments.gpu_checks, rehearsed on the CPU at tiny sizes, as on a machine that lacks what it may lack."""
 import json
 import os
 import subprocess
@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 import pytest
 import torch
-from rrn.core import RRNError
-from rrn.gpu_checks import STAGES, NotFinished, Place, done, main, run_stages, work_folder
+from rrn.common.core import RRNError
+from rrn.experiments.gpu_checks import done, main, NotFinished, Place, run_stages, STAGES, work_folder
 
 REPO = Path(__file__).resolve().parents[1]
 ABSENT = ['timm', 'pycocotools', 'accelerate', 'papermill', 'nbdev', 'execnb', 'fastcore', 'IPython', 'pydensecrf',
@@ -35,7 +35,7 @@ def bare(tmp_path_factory):
 def rehearsal(bare, tmp_path_factory):
     "All stages, from a plain checkout: (what was said, the folder)."
     out = tmp_path_factory.mktemp('gpu')
-    command = [sys.executable, '-m', 'rrn.gpu_checks', '--device', 'cpu', '--tiny', '--out', str(out)]
+    command = [sys.executable, '-m', 'rrn.experiments.gpu_checks', '--device', 'cpu', '--tiny', '--out', str(out)]
     return subprocess.run(command, env=bare, cwd=out, capture_output=True, text=True), out
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rrn.image import (bilinear_tf, coordinates, fit, image_released, mask_in, mask_out, net_input_released, place_image,
-                       place_mask, released_prediction_back, resize_and_crop_released, resize_and_pad_released,
-                       train_mask_released, unplace)
+from rrn.image import (bilinear_tf, coordinates, fit, image_released, mask_in, mask_out, net_input_released,
+                       place_image, place_mask, released_prediction_back, resize_and_crop_released,
+                       resize_and_pad_released, train_mask_released, unplace)
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1]/'shared'/'reference'/'preprocess.npz'

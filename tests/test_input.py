@@ -16,15 +16,18 @@ import torch
 from PIL import Image, ImageOps
 import bombs
 from rrn import shapes
-from rrn.core import RRNError, derived_rng, read_json, seed_everything
-from rrn.data import read_image
-from rrn.model import RRN, preset
-from rrn.predict import Predictor, as_rgb
-from rrn.refer import CocoMask, read_instances, read_refer, safe_load
-from rrn.referit import MatMask, open_dataset, read_table
-from rrn.shapes import KINDS, VERSION, describe, draw_scene, ensure, stamp_file
+from rrn.common.core import derived_rng, read_json, RRNError, seed_everything
+from rrn.common.pictures import read_image
+from rrn.model import preset, RRN
+from rrn.predict import as_rgb, Predictor
+from rrn.common.untrusted import safe_load
+from rrn.data.masks import CocoMask
+from rrn.data.refer import read_instances, read_refer
+from rrn.data.datasets import open_dataset
+from rrn.data.referit import MatMask, read_table
+from rrn.data.shapes import describe, draw_scene, ensure, KINDS, stamp_file, VERSION
 from rrn.text import Vocabulary
-from rrn.weights import entries, read_checkpoint, unsnap
+from rrn.data.weights import entries, read_checkpoint, unsnap
 from test_fuzz import INSTANCES, refer_layout
 from test_weights import write_v2
 
@@ -269,7 +272,7 @@ def test_a_half_drawn_set_is_drawn_anew(tmp_path, kind, monkeypatch):
 
 @pytest.mark.parametrize('kind, place', [('gref', 'refcocog/refs(umd).p'), ('unc', 'images/mine.jpg'),
                                          ('referit', 'referit/referit_imcrop.json')])
-@pytest.mark.parametrize('mark', [None, b'{}', b'not json', b'{"drawn by": "rrn.shapes"}'])
+@pytest.mark.parametrize('mark', [None, b'{}', b'not json', b'{"drawn by": "rrn.data.shapes"}'])
 def test_a_folder_of_somebody_else_is_neither_used_nor_touched(tmp_path, kind, place, mark):
     (tmp_path/place).parent.mkdir(parents=True)
     (tmp_path/place).write_bytes(b'mine')

@@ -7,9 +7,10 @@ import pytest
 import torch
 from pycocotools import mask as coco
 from torchmetrics.classification import BinaryJaccardIndex
-from rrn.core import RRNError, repo_root
+from rrn.common.core import repo_root, RRNError
 from rrn.loss import segmentation_loss, upsample_probability
-from rrn.metrics import METRICS, SegmentationMetrics, bootstrap_interval, intersection_union, paired_bootstrap, sample_iou, score
+from rrn.metrics import (bootstrap_interval, intersection_union, METRICS, paired_bootstrap, sample_iou, score,
+                         SegmentationMetrics)
 
 REFERENCE = repo_root().parent/'shared'/'reference'
 
@@ -124,7 +125,7 @@ def test_interval_contains_the_truth_about_as_often_as_it_says():
 
 def test_bootstrap_against_a_naive_one():
     "The sums over clusters are those of literally copying the samples of the images drawn."
-    from rrn.core import derived_rng
+    from rrn.common.core import derived_rng
     rng = np.random.default_rng(3)
     images = rng.integers(0, 12, 50)
     unions = rng.integers(1, 99, 50); inter = rng.integers(0, unions + 1)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rrn.core import RRNError
+from rrn.common.core import RRNError
 from rrn.optim import AdamTF, l2_penalty, polynomial_lr
 
 VECTORS = np.load(Path(__file__).parent/'vectors'/'optim.npz')

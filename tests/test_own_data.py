@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from rrn.core import RRNError
-from rrn.pretrained import find_weights
+from rrn.common.core import RRNError
+from rrn.common.pretrained import find_weights
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = (REPO/'docs'/'own-data.md').read_text()
@@ -99,8 +99,8 @@ def test_the_page_from_its_first_command_to_a_mask(clone):
 
 def a_set_without_a_split_to_evaluate_on(run):
     "Asked for nothing, evaluation leaves out the split of the training, so here it has none."
-    from rrn.convert import convert
-    from rrn.train import open_evaluation
+    from rrn.data.convert import convert
+    from rrn.experiments.jobs import open_evaluation
     convert('data/labels.json', 'data/photos', 'data/all', fractions=(1., 0., 0.), progress=False)
     with pytest.raises(RRNError, match='splits=train'): open_evaluation(run=run, data_root='data/all')
     assert open_evaluation(run=run, data_root='data/all', splits='train').splits == ['train']
@@ -111,10 +111,10 @@ def test_the_page_is_found():
 
 
 def test_scores_say_which_split_they_are_of(clone):
-    from rrn.convert import convert
-    from rrn.train import Job
+    from rrn.data.convert import convert
+    from rrn.experiments.jobs import Job
     Path('data/said.csv').write_text('annotation_id,sentence,split\n1,a zebra,train\n4,a lion,test\n')
     convert('data/labels.json', 'data/photos', 'data/two', 'data/said.csv', progress=False)
-    job = Job(None, importlib.import_module('rrn.convert').open_own('data/two'), None, None, None, {})
+    job = Job(None, importlib.import_module('rrn.data.convert').open_own('data/two'), None, None, None, {})
     job.config = type('Config', (), dict(split='train'))
     assert job.scored_on() == 'There is no split val. Scores are those of test. own test: 1 expressions about 1 pictures.'

@@ -6,7 +6,7 @@ from pycocotools import mask as coco
 from torchmetrics.classification import BinaryJaccardIndex
 from rrn.image import fit, mask_in, mask_out, released_prediction_back
 from rrn.metrics import THRESHOLDS
-from rrn.protocols import PROTOCOLS, Scores, as_released, nearest, on_a_square, perfect
+from rrn.experiments.protocols import as_released, nearest, on_a_square, perfect, PROTOCOLS, Scores
 
 SIZES = [(90, 127), (48, 31), (64, 64), (200, 75), (33, 240)]
 

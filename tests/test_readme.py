@@ -1,10 +1,10 @@
 """What README says is true: its numbers are those of the records, its notebooks and files exist."""
 import re
 from pathlib import Path
-from rrn.claims import claims_summary
-from rrn.matrix import given_matrix
-from rrn.report import read_records, replace_section, results_text
-from rrn.tables import as_markdown, table1, table2
+from rrn.experiments.claims import claims_summary
+from rrn.experiments.matrix import given_matrix
+from rrn.experiments.report import read_records, replace_section, results_text
+from rrn.experiments.tables import as_markdown, table1, table2
 
 REPO = Path(__file__).resolve().parents[1]
 TEXT = (REPO/'README.md').read_text()
@@ -44,10 +44,10 @@ SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}
 
 def test_its_lines_for_asking_run_as_they_stand(scenes, tmp_path, monkeypatch):
     "With the newest finished run, as after the first command."
-    from rrn.train import open_job, run_job
+    from rrn.experiments.jobs import open_job, run_job
     tiny = dict(image_size=48, iterations=3, D_Q=6, D_I=6, D_S=6, embed_dim=6, device='cpu')
     run_job(open_job(data_root=str(scenes), folder=str(tmp_path), **tiny))
-    monkeypatch.setattr('rrn.record.runs_folder', lambda folder='': tmp_path)
+    monkeypatch.setattr('rrn.experiments.record.runs_folder', lambda folder='': tmp_path)
     lines, = re.findall(r'```python\n(.*?)```', TEXT, re.S)
     names = {}
     exec(lines, names)

@@ -3,8 +3,10 @@ import os, pickle, random, re, struct, tracemalloc
 import numpy as np
 import pycocotools.mask as coco
 import pytest
-from rrn.core import RRNError, read_json, write_json
-from rrn.refer import CocoMask, EXPECTED, check_counts, open_refer, read_instances, read_refer, rle_counts, safe_load
+from rrn.common.core import read_json, RRNError, write_json
+from rrn.common.untrusted import safe_load
+from rrn.data.masks import CocoMask, rle_counts
+from rrn.data.refer import check_counts, EXPECTED, open_refer, read_instances, read_refer
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')

@@ -3,9 +3,10 @@ import dataclasses, gzip, random
 import numpy as np
 import pytest
 import scipy.io
-from rrn.core import RRNError, write_json
-from rrn.referit import MatMask, READERS, check_counts, open_dataset, read_referit
-from rrn.refer import EXPECTED
+from rrn.common.core import RRNError, write_json
+from rrn.data.datasets import open_dataset, READERS
+from rrn.data.referit import check_counts, MatMask, read_referit
+from rrn.data.refer import EXPECTED
 
 @pytest.fixture(scope='module')
 def real(shared, tmp_path_factory):

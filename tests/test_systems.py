@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rrn.backbone import BACKBONES, backbone_to_tf, build_backbone
+from rrn.backbone import backbone_to_tf, BACKBONES, build_backbone
 from rrn.baselines import SYSTEMS, VGG16FCN
-from rrn.core import RRNError
-from rrn.data import group_by_image, read_batch
+from rrn.common.core import RRNError
+from rrn.batches import group_by_image, read_batch
 from rrn.evaluate import evaluate, summary
 from rrn.loss import segmentation_loss
-from rrn.model import PRESETS, Config, preset
-from rrn.train import Run, make_optimiser, open_job, open_run, run_job, start_record, update_step
+from rrn.model import Config, preset, PRESETS
+from rrn.experiments.jobs import open_job, open_run, run_job
+from rrn.train import make_optimiser, update_step
+from rrn.experiments.record import Run, start_record
 
 TINY = dict(dataset='shapes-unc', image_size=64, embed_dim=6, D_I=6, D_S=6, D_Q=6, iterations=1, images_per_batch=2, sentences_per_image=2, warmup=0)
 

@@ -7,15 +7,16 @@ import pandas as pd
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
-from rrn.claims import claims_table, write_claims
-from rrn.core import RRNError
-from rrn.figures import figures_place
-from rrn.matrix import MATRICES, given_matrix, keys, publish_all, report_place, where
-from rrn.record import data_fingerprint, write_json, write_rows
-from rrn.shapes import write_refer
-from rrn.tables import conditions, table1, table2, write_tables
-from rrn.train import open_named
-from rrn.workflow import overview
+from rrn.experiments.claims import claims_table, write_claims
+from rrn.common.core import RRNError
+from rrn.experiments.figures import figures_place
+from rrn.experiments.matrix import given_matrix, keys, MATRICES, publish_all, report_place, where
+from rrn.experiments.record import data_fingerprint, write_rows
+from rrn.common.core import write_json
+from rrn.data.shapes import write_refer
+from rrn.experiments.tables import conditions, table1, table2, write_tables
+from rrn.experiments.jobs import open_named
+from rrn.experiments.workflow import overview
 
 REPO = Path(__file__).resolve().parents[1]
 SCORES = ['overall_iou', 'mean_iou', *(f'prec@0.{n}' for n in (5, 6, 7, 8, 9))]

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from rrn.core import RRNError
-from rrn.data import Batch, mirrored
-from rrn.refer import Sample
-from rrn.text import SPECIALS, TOKENIZERS, Vocabulary, in_mirror, split_released, split_words
+from rrn.common.core import RRNError
+from rrn.batches import Batch, mirrored
+from rrn.data.refer import Sample
+from rrn.text import in_mirror, SPECIALS, split_released, split_words, TOKENIZERS, Vocabulary
 
 @pytest.fixture(scope='module')
 def recorded(shared): return json.loads((shared/'reference'/'text_preprocess.json').read_text(encoding='utf-8'))

@@ -1,19 +1,19 @@
-"""rrn.weights: heads of the released programs against arrays these programs computed, and checkpoint files made here."""
+"""rrn.data.weights: heads of the released programs against arrays these programs computed, and checkpoint files made here."""
 import copy
 import struct
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rrn.backbone import DeepLabTF, backbone_to_tf, build_backbone
-from rrn.core import RRNError
+from rrn.backbone import backbone_to_tf, build_backbone, DeepLabTF
+from rrn.common.core import RRNError
 from rrn.fusion import l2_normalise
 from rrn.image import coordinates
 from rrn.loss import segmentation_loss
 from rrn.optim import AdamTF, l2_penalty, polynomial_lr
 from rrn.predict import Predictor
 from rrn.text import Vocabulary
-from rrn.weights import crc32c, from_port, from_tf, network, port_name, read_checkpoint, to_tf, variable_shapes
+from rrn.data.weights import crc32c, from_port, from_tf, network, port_name, read_checkpoint, to_tf, variable_shapes
 from weight_rule import rule
 
 HERE = Path(__file__).parent

@@ -14,11 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 import snakemake.cli
-from rrn.core import RRNError
-from rrn.cost import Rate, step_operations
-from rrn.matrix import device_slot, draw_scenes, given_matrix, keys, outputs, papermill_command, weights_file
-from rrn.record import Run, published_folder, rows_file, write_json
-from rrn.workflow import read_settings, stamp
+from rrn.common.core import RRNError
+from rrn.experiments.cost import Rate, step_operations
+from rrn.experiments.matrix import (device_slot, draw_scenes, given_matrix, keys, outputs, papermill_command,
+                                    weights_file)
+from rrn.experiments.record import published_folder, rows_file, Run
+from rrn.common.core import write_json
+from rrn.experiments.workflow import read_settings, stamp
 
 REPO = Path(__file__).resolve().parents[1]
 TINY = dict(datasets='shapes-unc', more_seeds='', image_size=64, D_Q=8, D_I=8, D_S=8, embed_dim=8)
@@ -174,7 +176,7 @@ def test_it_says_first_what_is_there_and_what_it_would_cost(checkout, monkeypatc
     "`-n` in a fresh clone said 'Nothing to be done'; `matrix=paper` began weeks of work without a word."
     pretend_clone()
     known = lambda c, device, limit, remembered: Rate(.5, 20, step_operations(c, remembered), 'a processor')
-    monkeypatch.setattr('rrn.workflow.rate', known)
+    monkeypatch.setattr('rrn.experiments.workflow.rate', known)
     said = ask('reports', '-n', estimate=True)[1]
     for part in ('50 runs on embedded scenes', '50 published in reports/runs, 0 made here in runs, 0 missing',
                  'nothing has to be trained', 'fresh=true (it took 50 minutes on a processor)',
@@ -341,7 +343,7 @@ def test_on_a_machine_with_gpus_the_workflow_starts_no_more_runs_than_fit(checko
 
 def test_scenes_are_drawn_once_and_only_where_no_data_is_given(checkout, monkeypatch):
     drawn = []
-    monkeypatch.setattr('rrn.matrix.ensure', drawn.append)
+    monkeypatch.setattr('rrn.experiments.matrix.ensure', drawn.append)
     for settings in dict(), dict(data_root='/nowhere'), dict(matrix='paper'):
         matrix = given_matrix(**settings)
         draw_scenes(matrix, matrix.cells()[0])
