@@ -2,6 +2,7 @@
 import copy
 import struct
 from pathlib import Path
+import google_crc32c
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from rrn.loss import segmentation_loss
 from rrn.optim import AdamTF, l2_penalty, polynomial_lr
 from rrn.predict import Predictor
 from rrn.text import Vocabulary
-from rrn.data.weights import crc32c, from_port, from_tf, network, port_name, read_checkpoint, to_tf, variable_shapes
+from rrn.data.weights import from_port, from_tf, network, port_name, read_checkpoint, to_tf, variable_shapes
 from weight_rule import rule
 
 HERE = Path(__file__).parent
@@ -399,7 +400,7 @@ def shape_message(shape): return b''.join(field(2, field(1, n % 2**64)) for n in
 
 
 def masked(data):
-    crc = crc32c(data)
+    crc = google_crc32c.value(data)
     return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 

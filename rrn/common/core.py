@@ -6,7 +6,8 @@
 __all__ = ['CANNOT_WRITE', 'PACKAGES', 'RRNError', 'one_of', 'repo_root', 'assets', 'writing', 'whole_file', 'sweep',
            'write_json', 'write_bytes', 'file_bytes', 'sha256_of', 'read_json', 'as_path', 'seed_everything',
            'derived_rng', 'pick_device', 'versions', 'code_version', 'device_name', 'locked', 'keep_freed_memory',
-           'process_pool', 'Absent', 'optional', 'new_folder', 'CommandLine', 'field_comments', 'settings_help']
+           'process_pool', 'NotInstalled', 'Absent', 'optional', 'new_folder', 'CommandLine', 'field_comments',
+           'settings_help']
 
 # %% ../../nbs/4_common/00_core.ipynb #94af2275
 import argparse, contextlib, difflib, errno, hashlib, importlib, importlib.metadata, inspect, json, multiprocessing, os, platform
@@ -242,12 +243,14 @@ def process_pool(workers:int):
         raise RRNError("a worker process died: it was killed, or memory was short. Give the same command again, with fewer workers.") from e
 
 # %% ../../nbs/4_common/00_core.ipynb #0a7c1e56
+class NotInstalled(RRNError): "A package that only some uses need is not there."
+
 class Absent:
-    "Stands for a package that is not installed: whatever is asked of it is an `RRNError` that names it."
+    "Stands for a package that is not installed: whatever is asked of it is a `NotInstalled` that names it."
     def __init__(self, package, why): self._message = f"{why} needs the package {package}, which is not installed: pip install {package}"
     def __getattr__(self, name):
         if name.startswith('__'): raise AttributeError(name)
-        raise RRNError(self._message)
+        raise NotInstalled(self._message)
 
 def optional(module:str,   # its full name
              why:str       # what needs it, for the message
