@@ -5,7 +5,7 @@ import numpy as np
 import pycocotools.mask as coco
 import pytest
 from PIL import Image
-from rrn import convert as c
+from rrn.data import convert as c
 from rrn.data.convert import (convert, generate, main, meant, Object, open_own, Phrase, read_sentences, speakable,
                               split_images, View, views_of)
 from rrn.common.core import read_json, RRNError, write_json

@@ -90,13 +90,16 @@ run_job(replace(open_job(data_root=given['root'], **given['sizes']), run=Run(giv
 KILLED = """
 import os, signal, rrn.train
 from dataclasses import replace
+from rrn.common.team import this_team
+from rrn.experiments.jobs import open_job, run_job
+from rrn.experiments.record import Run
 def deadly(*args):
-    team = rrn.train.this_team()
+    team = this_team()
     if team.rank == given['victim'] and args[3] == given['at']: os.kill(os.getpid(), signal.SIGKILL)
     return step(*args)
 step, rrn.train.update_step = rrn.train.update_step, deadly
 for folder in given['runs']:
-    rrn.experiments.jobs.run_job(replace(rrn.experiments.jobs.open_job(data_root=given['root'], **given['sizes']), run=rrn.train.Run(folder)))
+    run_job(replace(open_job(data_root=given['root'], **given['sizes']), run=Run(folder)))
 """
 
 COMMAND = """

@@ -3,7 +3,7 @@ import contextlib, gzip, hashlib, io, os, re, stat, tarfile, threading, tracemal
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
-from rrn import download as d
+from rrn.data import download as d
 from rrn.common.core import locked, read_json, RRNError, write_json
 from rrn.data.download import fetch, Source, unpack
 
@@ -523,7 +523,7 @@ def test_the_readme_tells_what_the_table_holds():
 @pytest.fixture
 def cnn_on_server(server, tmp_path, monkeypatch):
     "A file of weights on the server, published under its checksum, and an empty folder of PyTorch's."
-    from rrn import pretrained
+    from rrn.common import pretrained
     content = b'weights ' * 999
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
     digest = hashlib.sha256(content).hexdigest()[:8]

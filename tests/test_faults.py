@@ -19,7 +19,8 @@ import pandas as pd
 import pytest
 import torch
 import torch._dynamo                                                            # the first optimiser step loads it: once here, not in every process
-from rrn import data, download
+from rrn import batches
+from rrn.data import download
 from rrn.common.core import locked, read_json, RRNError
 from rrn.data.doctor import examine
 from rrn.evaluate import evaluate
@@ -348,11 +349,11 @@ def test_a_worker_that_is_killed(scenes, tmp_path, monkeypatch):
     "One clear error, the checkpoint stays, and the same command goes on to the same weights."
     def work(folder, **how): return run_job(replace(open_job(data_root=str(scenes), device='cpu', **SIZES | how), run=Run(folder)))
     work(tmp_path/'unbroken', workers=1)
-    real = data.read_batch
+    real = batches.read_batch
     def deadly(reader, groups, original=False):
         if multiprocessing.parent_process() and checkpoints(tmp_path/'run'/'checkpoints'): os.kill(os.getpid(), signal.SIGKILL)
         return real(reader, groups, original)
-    monkeypatch.setattr(data, 'read_batch', deadly)
+    monkeypatch.setattr(batches, 'read_batch', deadly)
     with pytest.raises(RRNError, match='process that decodes images died .* give the same command again'): work(tmp_path/'run', workers=1)
     assert checkpoints(tmp_path/'run'/'checkpoints') and not (tmp_path/'run'/'model.safetensors').exists()
     work(tmp_path/'run', workers=0)
@@ -361,7 +362,7 @@ def test_a_worker_that_is_killed(scenes, tmp_path, monkeypatch):
 
 def test_a_worker_that_is_killed_in_evaluation(scenes, trained, monkeypatch):
     job = open_evaluation(run=str(trained), data_root=str(scenes), splits='val')
-    monkeypatch.setattr(data, 'read_batch', lambda *a: os.kill(os.getpid(), signal.SIGKILL) if multiprocessing.parent_process() else None)
+    monkeypatch.setattr(batches, 'read_batch', lambda *a: os.kill(os.getpid(), signal.SIGKILL) if multiprocessing.parent_process() else None)
     with pytest.raises(RRNError, match='decodes images died'): evaluate(job.model, job.samples('val'), job.reader(), workers=1)
 
 

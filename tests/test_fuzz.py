@@ -35,7 +35,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 from PIL import Image
 import bombs
-from rrn import download
+from rrn.data import download
 from rrn.data.convert import convert, read_sentences
 from rrn.common.core import RRNError
 from rrn.common.pictures import read_image

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 import bombs
-from rrn import shapes
+from rrn.data import shapes
 from rrn.common.core import derived_rng, read_json, RRNError, seed_everything
 from rrn.common.pictures import read_image
 from rrn.model import preset, RRN

@@ -5,7 +5,8 @@ import pytest
 import scipy.io
 from rrn.common.core import RRNError, write_json
 from rrn.data.datasets import open_dataset, READERS
-from rrn.data.referit import check_counts, MatMask, read_referit
+from rrn.data.refer import check_counts
+from rrn.data.referit import MatMask, read_referit
 from rrn.data.refer import EXPECTED
 
 @pytest.fixture(scope='module')
