@@ -156,6 +156,12 @@ def test_a_packed_block_copies_no_more_than_it_needs():
     assert cost(lambda: decompress_snappy(content))[0] == 'read'
 
 
+@pytest.mark.parametrize('claims', [64 << 20, 1 << 32, 1 << 60])
+def test_a_packed_block_gets_no_more_room_than_it_can_fill(claims):
+    content = bytes([*((claims >> shift & 127) | 128 for shift in range(0, 63, 7)), 0]) + bytes(1 << 20)
+    assert 'claims to hold' in refuses(lambda: decompress_snappy(content), content, times=1, free=8 << 20)
+
+
 def test_keys_of_a_table_do_not_grow():
     content = bombs.long_keys()
     refuses(lambda: dict(block_entries(content)), content)
