@@ -556,7 +556,7 @@ def answers(folder):
     drawn = st.builds(Response, st.sampled_from([200, 206, 206, 204, 999]), headers, st.booleans())
     def read(response):
         for start, about in ((0, {}), (5, {'total': 9, 'mark': 'x'}), (5, {'total': 'nine', 'mark': None})):
-            first, total = download.judge(response, start, about, download.Terms(limit=1000, sha256='0' * 64))
+            first, total = download.check_response(response, start, about, download.FetchOptions(limit=1000, sha256='0' * 64))
             assert first in (0, start) and (total is None or 0 <= total <= 1000)
     made = lambda rng: Response(rng.choice([200, 206]), {'Content-Length': rng.choice(['4', '9', rng.choice(TEXTS)]), 'Content-Range': damaged(rng, b'bytes 5-8/9').decode('latin1')}, False)
     return Fuzzed(made, drawn, read, [], [Response(206, {'Content-Range': 'bytes 5-8/' + '9' * 5000}, False), Response(200, {'Content-Length': '-3'}, False)])

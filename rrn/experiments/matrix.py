@@ -8,17 +8,18 @@ __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'SYSTEMS_OF_TABLES',
            'refinement_system', 'kind_of', 'Cell', 'Matrix', 'splits_of', 'check_matrix', 'given_matrix', 'result_keys',
            'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
            'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
-           'step_command', 'gpu_places', 'gpu_names', 'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings',
-           'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
+           'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone', 'settings_of',
+           'split_settings', 'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
-import contextlib, functools, hashlib, json, os, re, subprocess, sys, tempfile
+import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 import torch
 import yaml
-from ..common.core import CommandLine, one_of, repo_root, RRNError, whole_file
+from filelock import FileLock, Timeout
+from ..common.core import CommandLine, locked, one_of, repo_root, RRNError, whole_file
 from ..model import Config, preset, PRESETS
 from .record import publish, published_folder, rows_file, Run, run_name, runs_folder
 from ..data.datasets import READERS
@@ -300,7 +301,14 @@ def gpu_places(per_gpu=1) -> int:
 
 def gpu_names(gpus=None) -> list:
     "Identifiers of the GPUs seen here, the same in every process of the machine; for a number, that many made-up ones."
-    return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())] if gpus is None else [str(i) for i in range(gpus)]
+    if gpus is not None: return [str(i) for i in range(gpus)]
+    return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+
+def take_slot(names, per_gpu:int, folder:Path):
+    "(number of a GPU, the lock on a place on it) for the first place that is free; None if all are taken."
+    for slot, (i, gpu) in product(range(per_gpu), enumerate(names)):
+        with contextlib.suppress(Timeout):
+            return i, FileLock(folder/f'rrn-{os.getuid()}-gpu-{gpu}-{slot}.lock').acquire(timeout=0)
 
 @contextlib.contextmanager
 def device_slot(gpus=None,          # how many there are; None: as PyTorch sees
@@ -308,28 +316,27 @@ def device_slot(gpus=None,          # how many there are; None: as PyTorch sees
                 folder=None         # of the locks; None: the system's temporary folder
                ):
     "The device for one run, 'cuda:<i>' or 'cpu', held until the block ends. `RRNError` if all are taken."
-    import fcntl
     names = gpu_names(gpus)
-    if not names: yield 'cpu'; return
-    place = Path(folder or tempfile.gettempdir())
-    for slot, (i, gpu) in product(range(per_gpu), enumerate(names)):
-        with open(place/f'rrn-{os.getuid()}-gpu-{gpu}-{slot}.lock', 'w') as f:
-            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError: continue
-            yield f'cuda:{i}'
-            return
-    taken = len(names) * per_gpu
-    raise RRNError(f"all {taken} places on {len(names)} GPUs are taken; start fewer runs at once (snakemake --resources gpu={taken}) or raise runs_per_gpu.")
+    if not names:
+        yield 'cpu'
+        return
+    taken = take_slot(names, per_gpu, Path(folder or tempfile.gettempdir()))
+    if taken is None:
+        places = len(names) * per_gpu
+        raise RRNError(f"all {places} places on {len(names)} GPUs are taken; start fewer runs at once "
+                       f"(snakemake --resources gpu={places}) or raise runs_per_gpu.")
+    i, lock = taken
+    with lock: yield f'cuda:{i}'
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #f568d4ce
 @functools.cache
-def _alive(path): return open(path, 'w')
+def _alive_file(path): return open(path, 'w')        # kept open, and so held, to the end of the process
 
 def unlock_if_alone(folder):
     "Remove the locks in a folder of Snakemake's that dead workflows left, and count as living from now on."
     import fcntl
     Path(folder).mkdir(exist_ok=True)
-    alive = _alive(Path(folder).resolve()/'alive')
+    alive = _alive_file(Path(folder).resolve()/'alive')
     with contextlib.suppress(OSError):               # another workflow lives, or the file system cannot lock
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for lock in Path(folder).glob('locks/*.lock'): lock.unlink()
@@ -362,11 +369,8 @@ def split_settings(settings:dict) -> tuple:
 
 def draw_scenes(matrix:Matrix, cell:Cell):
     "Draw the embedded scenes of a run if they are not there; of runs that start at once, one draws and the others wait."
-    import fcntl
     if matrix.data_root or not cell.config.dataset.startswith('shapes-'): return
-    with open(repo_root()/'data'/'.scenes.lock', 'w') as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        ensure(kind_of(cell.config.dataset))
+    with locked(repo_root()/'data', math.inf, '.scenes.lock'): ensure(kind_of(cell.config.dataset))
 
 def run_step(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
     "Train or evaluate the run called `name`, unless that is done. Raises `RRNError` if there is none, or if it fails."
