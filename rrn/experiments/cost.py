@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-import rrn.baselines                  # adds the paper's other systems
 from ..backbone import build_backbone
 from ..common.core import device_name, read_json, repo_root, RRNError, write_json
 from ..evaluate import autocast
 from ..loss import segmentation_loss
-from ..model import Config, HEADS, PRESETS, RRN
+from ..model import Config, PRESETS, RRN, SYSTEMS
 from ..common.pretrained import RANDOM
 from ..refine import parse_pyramid
 
@@ -84,7 +83,7 @@ def _head_operations(c, sentences):
 def _head_step(c, sentences):
     "Forward and backward of a head on maps of noise, as a function."
     shapes = shapes_of_cnn(c.backbone, c.output_stride, c.image_size)[1]
-    head = HEADS[c.system](c, {m: shape[0] for m, shape in shapes.items()}, 9, shapes['C5'][1:])
+    head = SYSTEMS[c.system](c, {m: shape[0] for m, shape in shapes.items()}, 9, shapes['C5'][1:])
     maps = {m: torch.rand(1, *shape) for m, shape in shapes.items()}
     words = torch.zeros(sentences, c.max_words, dtype=torch.long)
     words[:, -4:] = 5

@@ -17,7 +17,6 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import torch
-import rrn.baselines                  # adds the paper's other systems
 from ..common.core import (CommandLine, file_bytes, keep_freed_memory, locked, one_of, pick_device, repo_root,
                              RRNError, seed_everything, settings_help, sha256_of, remove_leftovers)
 from ..backbone import cnn_checksum, LEVELS
@@ -25,7 +24,7 @@ from ..batches import group_by_image, Reader, TrainingOrder
 from ..common.team import this_team
 from ..evaluate import evaluate, summary
 from ..features import feature_cache
-from ..model import Config, HEADS, preset, RRN
+from ..model import Config, preset, RRN, SYSTEMS
 from ..common.pretrained import find_weights
 from ..common.core import write_bytes
 from .record import (add_metrics, check_run_name, check_same_run, find_run, finish_record,
@@ -209,7 +208,7 @@ def head_bytes(c:Config) -> float:
     "What the head's weights, gradients and two moments take; no memory is used to find out."
     try:
         with torch.device('meta'):
-            head = HEADS[one_of('system', c.system, HEADS)](c, dict.fromkeys(LEVELS, 2048), 10_000, (c.image_size // c.output_stride,) * 2)
+            head = SYSTEMS[one_of('system', c.system, SYSTEMS)](c, dict.fromkeys(LEVELS, 2048), 10_000, (c.image_size // c.output_stride,) * 2)
     except (RuntimeError, OverflowError): return math.inf          # more than can be counted
     return 16 * sum(p.numel() for p in head.parameters())
 
