@@ -150,7 +150,7 @@ def test_figures_go_where_they_harm_nothing(checkout):
 def test_published_records_are_found_by_the_names_that_they_have():
     for name in ('embedded', 'coco-mini'):
         cells = given_matrix(name).cells()
-        lost = [c.run for c in cells if not (REPO/'reports'/'runs'/c.run/'config.json').exists()]
+        lost = [c.run for c in cells if not (REPO/'reports'/'runs'/name/c.run/'config.json').exists()]
         assert not lost, f'{len(lost)} of {len(cells)}'
 
 
