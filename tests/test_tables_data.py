@@ -40,7 +40,7 @@ def pretend(matrix, cell, data='', scored='', skipped=0):
     for key in keys(cell): write_rows(run, key, rows)
     entry = ENTRY | dict(skipped=skipped) | (dict(data=scored) if scored else {})
     write_json(run.metrics, dict.fromkeys(keys(cell), entry))
-    facts = dict(preset='small', training_seconds=60., device='a CPU', code='abc', versions=dict(torch='2'))
+    facts = dict(preset='small', data='drawn', training_seconds=60., device='a CPU', code='abc', versions=dict(torch='2'))
     identity = dict(data=data) if data else {}
     write_json(run.folder/'config.json', dict(config=asdict(cell.config), identity=identity, **facts))
     return run
