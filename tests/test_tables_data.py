@@ -40,7 +40,7 @@ def pretend(matrix, cell, data='', scored='', skipped=0):
     for key in result_keys(cell): write_rows(run, key, rows)
     entry = ENTRY | dict(skipped=skipped) | (dict(data=scored) if scored else {})
     write_json(run.metrics, dict.fromkeys(result_keys(cell), entry))
-    facts = dict(preset='small', training_seconds=60., device='a CPU', code='abc', versions=dict(torch='2'))
+    facts = dict(preset='small', data='drawn', training_seconds=60., device='a CPU', code='abc', versions=dict(torch='2'))
     identity = dict(data=data) if data else {}
     write_json(run.folder/'config.json', dict(config=asdict(cell.config), identity=identity, **facts))
     return run
@@ -150,7 +150,7 @@ def test_figures_go_where_they_harm_nothing(checkout):
 def test_published_records_are_found_by_the_names_that_they_have():
     for name in ('embedded', 'coco-mini'):
         cells = given_matrix(name).cells()
-        lost = [c.run for c in cells if not (REPO/'reports'/'runs'/c.run/'config.json').exists()]
+        lost = [c.run for c in cells if not (REPO/'reports'/'runs'/name/c.run/'config.json').exists()]
         assert not lost, f'{len(lost)} of {len(cells)}'
 
 

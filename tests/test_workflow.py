@@ -18,7 +18,7 @@ from rrn.common.core import RRNError
 from rrn.experiments.cost import Rate, step_operations
 from rrn.experiments.matrix import (device_slot, draw_scenes, given_matrix, result_keys, count_files, papermill_command,
                                     weights_file)
-from rrn.experiments.record import published_folder, rows_file, Run
+from rrn.experiments.record import published_run, rows_file
 from rrn.common.core import write_json
 from rrn.experiments.workflow import read_settings, done_stamp
 
@@ -122,7 +122,7 @@ def pretend(files):
 
 
 def published_rows(cell):
-    run = Run(published_folder()/cell.run)
+    run = published_run(cell.run, 'embedded')
     return [str(rows_file(run, k).relative_to(Path.cwd())) for k in result_keys(cell)]
 
 
@@ -134,7 +134,7 @@ def pretend_clone(counts_last=False):
     drawn = [f'reports/figures/figure{n}.{e}' for n in range(1, 6) for e in ('png', 'pdf')] + ['reports/figures/figures.json']
     pretend(drawn + made + counts if counts_last else counts + made + drawn)
     record = dict(training_seconds=60., code='old', device='a processor')
-    for c in matrix.cells(): write_json(published_folder()/c.run/'config.json', record)
+    for c in matrix.cells(): write_json(published_run(c.run, 'embedded').folder/'config.json', record)
     Path('reports/figures/figures.json').write_text(json.dumps(dict(runs=[c.run for c in matrix.cells()][:5])))
     return matrix
 

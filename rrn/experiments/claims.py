@@ -17,7 +17,7 @@ from ..common.core import one_of, read_json, RRNError, whole_file
 from .matrix import (COLUMNS2, kind_of, Matrix, report_place, splits_of, SYSTEMS_OF_TABLES, TABLE1,
                                     TABLE2)
 from ..metrics import bootstrap_scores, Interval, percentiles
-from .record import published_folder
+from .record import published_runs
 from .report import markdown
 from .tables import check_data, check_no_less, table_conditions, paper_numbers, results, table1, table2
 
@@ -205,7 +205,7 @@ def settings_seen(matrix:Matrix) -> list:
 
 def _records(matrix):
     "Files with the records of all runs, those made here and the published ones that count."
-    published = [] if matrix.fresh or matrix.folder else published_folder().glob('*/config.json')
+    published = [] if matrix.fresh or matrix.folder else [run.folder/'config.json' for run in published_runs()]
     return {path.parent.name: path for path in [*published, *matrix.run('').folder.glob('*/config.json')]}.values()
 
 def settings_title(changes:dict) -> str:

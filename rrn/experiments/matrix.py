@@ -21,7 +21,8 @@ import yaml
 from filelock import FileLock, Timeout
 from ..common.core import CommandLine, locked, one_of, repo_root, RRNError, whole_file
 from ..model import Config, preset, PRESETS
-from .record import publish, published_folder, rows_file, Run, run_name, runs_folder
+from .record import published_folder, published_run, rows_file, Run, run_name, runs_folder
+from .report import publish
 from ..data.datasets import READERS
 from ..data.shapes import ensure
 
@@ -238,7 +239,7 @@ def has_counts(run:Run, cell:Cell) -> bool:
 
 def published_record(matrix:Matrix, cell:Cell):
     "The published record of a run, or None if it is not there or not to be used."
-    run = Run(published_folder()/cell.run)
+    run = published_run(cell.run)
     if matrix.fresh or matrix.folder or not run.exists: return None
     other_data = matrix.data_root != MATRICES[matrix.name].data_root
     return None if other_data and not run.identity() else run
@@ -253,11 +254,11 @@ def record_state(matrix:Matrix, cell:Cell) -> str:
     "'published', 'here' (made here and not, or not yet, published) or 'missing'."
     run = record_that_counts(matrix, cell)
     if not has_counts(run, cell): return 'missing'
-    return 'published' if run.folder.parent == published_folder() or is_published(run) else 'here'
+    return 'published' if published_folder() in run.folder.parents or is_published(run) else 'here'
 
 def is_published(run:Run) -> bool:
     "Whether the published record of that name is a copy of this one."
-    there = Run(published_folder()/run.name)
+    there = published_run(run.name)
     files = [(there.folder/n, run.folder/n) for n in ('config.json', 'metrics.json')]
     return all(a.exists() and a.read_bytes() == b.read_bytes() for a, b in files)
 
@@ -377,7 +378,7 @@ def run_step(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
     cells = {c.run: c for c in matrix.cells()}
     cell = cells[one_of('run', name, cells)]
     folder = matrix.run(cell.run).folder
-    if folder.parent == published_folder(): raise RRNError("folder=reports/runs is for published records alone.")
+    if published_folder() in folder.parents: raise RRNError("folder=reports/runs is for published records alone.")
     if is_made(matrix, cell, step): return
     folder.mkdir(parents=True, exist_ok=True)
     draw_scenes(matrix, cell)
@@ -391,9 +392,9 @@ def make_report(matrix_settings:dict, kind):
     if done.returncode: raise RRNError(f"the {kind} were not made; what the notebook says is above and in {out.name}.")
 
 def publish_all(matrix:Matrix):
-    "Publish every run of a matrix that was made here, in place of what was published; their names."
-    names = [c.run for c in matrix.cells() if record_state(matrix, c) == 'here']
-    for name in names: publish(name, replace=True, folder=matrix.folder)
+    "Publish every run of a matrix that was made here, in place of what was published; their names. Other settings have a folder of their own."
+    names, usual = [c.run for c in matrix.cells() if record_state(matrix, c) == 'here'], {c.run for c in MATRICES[matrix.name].cells()}
+    for name in names: publish(name, replace=True, folder=matrix.folder, group=matrix.name if name in usual else 'settings')
     return names
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #51b55901
