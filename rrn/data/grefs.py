@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['coco', 'MAX_GREFS', 'UnionMask', 'annotations_of', 'rivals_of', 'gref_samples', 'open_grefs']
 
-# %% ../../nbs/2_data/05_grefs.ipynb #c14d798e
+# %% ../../nbs/2_data/05_grefs.ipynb #8138984b
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..common.core import optional, read_json, RRNError
-from ..common.untrusted import field, need
+from ..common.untrusted import required_field, required_file
 from .masks import CocoMask
 from .refer import by_split, IMAGE_FOLDER, Instances, read_instances, ReferringDataset, Sample
 
@@ -30,10 +30,10 @@ class UnionMask:
         if not self.parts: return np.zeros((self.height, self.width), bool)
         return coco.decode(coco.merge([part.rle() for part in self.parts])).view(bool)
 
-# %% ../../nbs/2_data/05_grefs.ipynb #b6329da9
+# %% ../../nbs/2_data/05_grefs.ipynb #00b272c2
 def annotations_of(ref:dict, instances:Instances, where:str) -> list:
     "The annotations that a reference names, [] for none. `RRNError` if one is not in `instances`, or of another picture."
-    ids = field(ref, 'ann_id', (list, int), where)
+    ids = required_field(ref, 'ann_id', (list, int), where)
     ids = ids if isinstance(ids, list) else [ids]
     if ids == [-1]: return []
     found = [instances.annotations.get(id) if type(id) is int else None for id in ids]
@@ -48,7 +48,7 @@ def rivals_of(annotations:list, image_id:int, instances:Instances) -> int:
 
 def gref_samples(ref:dict, instances:Instances, folder:Path, where:str) -> list:
     "The `Sample`s of one reference. Raises `RRNError` if it does not fit `instances`."
-    get = lambda key, kinds=int: field(ref, key, kinds, where)
+    get = lambda key, kinds=int: required_field(ref, key, kinds, where)
     image = instances.images.get(get('image_id'))
     if image is None: raise RRNError(f"{where} is about image {ref['image_id']}, which instances.json does not have.")
     named, size = annotations_of(ref, instances, where), (image['height'], image['width'])
@@ -58,20 +58,20 @@ def gref_samples(ref:dict, instances:Instances, folder:Path, where:str) -> list:
                   ref_id=get('ref_id'), split=get('split', str), category=', '.join(names),
                   distractors=rivals_of(named, ref['image_id'], instances), height=size[0], width=size[1])
     said = lambda s: 'sent' if isinstance(s, dict) and s.get('sent') else 'raw'
-    return [Sample(sentence=field(s, said(s), str, f"{where}: sentence {n}"),
-                   sent_id=field(s, 'sent_id', int, f"{where}: sentence {n}"), **shared)
+    return [Sample(sentence=required_field(s, said(s), str, f"{where}: sentence {n}"),
+                   sent_id=required_field(s, 'sent_id', int, f"{where}: sentence {n}"), **shared)
             for n, s in enumerate(get('sentences', list))]
 
-# %% ../../nbs/2_data/05_grefs.ipynb #1f3d40b4
+# %% ../../nbs/2_data/05_grefs.ipynb #161a38aa
 MAX_GREFS = 512 << 20     # bytes
 
 def open_grefs(root    # folder that holds grefcoco/ and images/
               ) -> ReferringDataset:
     "Open gRefCOCO. Raises `RRNError` if a file is missing, damaged or hostile."
     folder = Path(root)/'grefcoco'
-    path = need(folder/'grefs(unc).json', 'grefcoco')
+    path = required_file(folder/'grefs(unc).json', 'grefcoco')
     if path.stat().st_size > MAX_GREFS: raise RRNError(f"{path} has more than {MAX_GREFS:,} bytes; fetch it again.")
-    instances, refs = read_instances(need(folder/'instances.json', 'grefcoco')), read_json(path, 'references')
+    instances, refs = read_instances(required_file(folder/'instances.json', 'grefcoco')), read_json(path, 'references')
     if not isinstance(refs, list): raise RRNError(f"{path} holds a {type(refs).__name__}; expected a list of references.")
     said = (gref_samples(ref, instances, Path(root)/IMAGE_FOLDER, f"{path}: ref {n}") for n, ref in enumerate(refs))
     return ReferringDataset('grefcoco', Path(root), by_split(itertools.chain.from_iterable(said), ['train', 'val', 'testA', 'testB']))

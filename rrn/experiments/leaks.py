@@ -9,7 +9,7 @@ __all__ = ['imagehash', 'COCO_NAME', 'FULL_NAME', 'ENDINGS', 'READ', 'EXAMINED',
            'shared', 'leak_table', 'own_table', 'look_of', 'looks', 'near_pairs', 'Alike', 'eval_files', 'alike',
            'read_score_file', 'part_of', 'scores_without', 'leaks_page', 'unread_note', 'find_leaks', 'write_leaks']
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #09e4176f
+# %% ../../nbs/3_experiments/17_leaks.ipynb #d3cabc23
 import contextlib, io, re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from ..common.core import as_path, file_bytes, one_of, optional, read_json, RRNE
 from ..common.pictures import read_image
 from ..common.untrusted import safe_load
 from ..data.datasets import open_dataset
-from ..data.doctor import root_of, spread
+from ..data.doctor import data_folder, map_in_workers
 from ..data.refer import REFER_SETS
 from .predictions import json_objects
 from .report import markdown
@@ -178,7 +178,7 @@ def own_table(splits) -> pd.DataFrame:
         rows += [(f'{t.dataset} {t.split}', *row) for row in found[found['pictures trained on'] > 0].itertuples(index=False)]
     return pd.DataFrame(rows, columns=['training split', 'split', 'pictures trained on', 'of', 'sentences about them', 'of ', '%'])
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #0a53d9de
+# %% ../../nbs/3_experiments/17_leaks.ipynb #1970c1d5
 BITS, NEAR = 256, 32     # of a hash; bits within which two pictures count as one
 
 def look_of(path:Path):
@@ -189,7 +189,7 @@ def look_of(path:Path):
 
 def looks(files:list, workers:int=0, progress=False) -> tuple:
     "(indices of the files that could be read, their hashes (N, 4))."
-    found = list(spread(look_of, files, workers, progress))
+    found = list(map_in_workers(look_of, files, workers, progress))
     read = [i for i, hash in enumerate(found) if hash is not None]
     return np.array(read, int), np.array([found[i] for i in read], np.uint64).reshape(-1, 4)
 

@@ -13,7 +13,7 @@ __all__ = ['PLACED', 'SQUARE', 'LOW', 'RELEASED_THRESHOLD', 'KEYS', 'BATCH', 'AH
            'record_of_others', 'keep', 'seed_key', 'data_fact', 'score_file', 'set_entry', 'scored_of', 'few_workers',
            'safe_name', 'cleared', 'check_faultless', 'count_sets', 'data_note', 'score_predictions']
 
-# %% ../../nbs/3_experiments/16_score.ipynb #2a94d2ae
+# %% ../../nbs/3_experiments/16_score.ipynb #3f77526d
 import hashlib, os, re
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
@@ -26,12 +26,12 @@ import pandas as pd
 import torch
 from ..common.core import code_version, derived_rng, one_of, process_pool, RRNError, versions, whole_file, write_json
 from ..data.datasets import open_dataset, READERS
-from ..data.doctor import root_of
+from ..data.doctor import data_folder
 from ..evaluate import BINS, breakdown
 from .claims import verdict
 from .predictions import as_values, Entry, kind_of, KINDS, Nothing, open_predictions, Predictions
-from .protocols import nearest, PROTOCOLS
-from .record import add_metrics, check_name, data_fingerprint, Run, runs_folder
+from .protocols import resized_mask, PROTOCOLS
+from .record import add_metrics, check_run_name, data_fingerprint, Run, runs_folder
 from .report import markdown
 from .tables import cell_text
 from ..image import fit, Placement, unplace
@@ -72,7 +72,7 @@ def released_mask(mask:np.ndarray, height:int, width:int, placed='stretched') ->
     top, left = ((whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2) if placed == 'centred' else (0, 0)
     return whole[top:top + height, left:left + width]
 
-# %% ../../nbs/3_experiments/16_score.ipynb #b7e8dd52
+# %% ../../nbs/3_experiments/16_score.ipynb #c7580b6b
 SQUARE, LOW = (480, 480), .35
 RELEASED_THRESHOLD = 1 / (1 + np.exp(-1e-9))
 
@@ -83,7 +83,7 @@ def masks_of(values:np.ndarray,   # (h, w) bool, or float64 probabilities
     place = placement_in(values.shape, height, width, placed)
     if values.dtype == bool:
         inner = values[place.box]
-        own, square = (inner if inner.shape == size else nearest(inner, size) for size in ((height, width), SQUARE))
+        own, square = (inner if inner.shape == size else resized_mask(inner, size) for size in ((height, width), SQUARE))
         return dict(paper=own, released=released_mask(values, height, width, placed), warp480=square)
     p = torch.from_numpy(np.ascontiguousarray(values))
     own, square = unplace(p, place).numpy(), unplace(p, replace(place, height=SQUARE[0], width=SQUARE[1])).numpy()
@@ -123,7 +123,7 @@ def _no_match(key, ids, known):
     return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split, whose sent_id begin "
             f"{first(known['sent_id'])}, and ref_id {first(known['ref_id'])}. Is it another split or data set?")
 
-# %% ../../nbs/3_experiments/16_score.ipynb #6907d994
+# %% ../../nbs/3_experiments/16_score.ipynb #7699afd5
 class Task(NamedTuple):
     "A prediction and what it is compared with."
     id: int           # of the sentence or the object
@@ -147,7 +147,7 @@ def count_task(task:Task, kind:str, placed:str, truths:dict) -> Counted:
     "Count one prediction; what is wrong with it is part of the answer. Raises `RRNError` if the truth cannot be drawn."
     if task.ref_id not in truths:
         truth = task.truth.decode()
-        truths[task.ref_id] = truth, nearest(truth, SQUARE)
+        truths[task.ref_id] = truth, resized_mask(truth, SQUARE)
     try:
         values = as_values(task.content.decode(), kind, task.where)
         check_upright(values.shape, task.height, task.width)
@@ -460,10 +460,10 @@ def comparison_note(a, b) -> str:
     seeds = 'Seeds are paired. ' if len(a) == len(b) > 1 else ''
     return f'{a[0].name} minus {b[0].name} in points, on the same drawn pictures. {seeds}A verdict needs an interval without zero.'
 
-# %% ../../nbs/3_experiments/16_score.ipynb #2b85344b
+# %% ../../nbs/3_experiments/16_score.ipynb #94b2dc90
 def record_of_others(name:str, folder='') -> Run:
     "The record of another system's predictions. `RRNError` if that is the name of a run of this project."
-    run = Run(runs_folder(folder)/check_name(name))
+    run = Run(runs_folder(folder)/check_run_name(name))
     if run.exists and run.record().get('kind') != 'external':
         raise RRNError(f"{run.folder} is a run of this project. Choose another name for these predictions (--name).")
     return run
@@ -547,7 +547,7 @@ def check_faultless(scored:Scored):
     if bad: raise RRNError(f"{scored.path} has faults ({', '.join(f'{n:,} {what}' for what, n in bad.items())}), so it is not scored.\n"
                            f"{markdown(fault_table(scored))}\nMend them, or score it as it is with --faults empty.")
 
-# %% ../../nbs/3_experiments/16_score.ipynb #dd03ed3b
+# %% ../../nbs/3_experiments/16_score.ipynb #11e0cd16
 def count_sets(paths,             # of predictions
                dataset,           # `ReferringDataset`
                split:str, faults:str='empty', clear_below:int=0, **how     # as in `count_set`
@@ -579,7 +579,7 @@ def score_predictions(predictions:tuple[str, ...],   # a folder of PNGs, or a .j
                       workers:int=-1                 # processes; -1: one a core
                      ) -> Path:                      # of the page; beside it is the score file
     "Score masks of any model under every protocol, with intervals."
-    opened = open_dataset(dataset, root_of(dataset, data_root), check_images=False)
+    opened = open_dataset(dataset, data_folder(dataset, data_root), check_images=False)
     how = dict(key=key, kind=kind, placed=placed, workers=few_workers(workers), faults=faults, clear_below=clear_below)
     run, on = record_of_others(name or safe_name(Path(predictions[0]).stem), folder), f'{dataset} {split}'
     a, b = (count_sets(paths, opened, split, **how) for paths in (predictions, against))
