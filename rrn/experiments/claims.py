@@ -265,8 +265,8 @@ SAID = dict(confirmed='So it is here', contradicted='Here it does not', undecide
 FINDINGS_PAGE = """{claims}
 - The masks depend on the words: overall IoU is {own:.1f} with a picture's own sentences, and {shuffled:.1f} with those of other pictures.
 
-**All this was found on {note}, with small networks ({pixels} pixels, {channels} channels). It says
-nothing about photographs. Of the {wanted} runs that the published data sets would take, {made} have been made.**"""
+**All this was found on {note}. The networks are small ({pixels} pixels, {channels} channels).
+It says nothing about photographs: of the {wanted} runs that the published data sets would take, {made} have been made.**"""
 
 def finding(rows:pd.DataFrame) -> str:
     "A claim's sentence, from its lines of `claims_table`: the difference on unc val, and on how many splits the verdict is the same."
