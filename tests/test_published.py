@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 import pytest
 from rrn.common.core import read_json, RRNError, write_json
-from rrn.experiments.claims import settings_seen, under, write_claims
+from rrn.experiments.claims import settings_seen, with_settings, write_claims
 from rrn.experiments.matrix import given_matrix, MATRICES
 from rrn.experiments.record import find_run, published_folder, published_run, published_runs
 from rrn.experiments.report import index_page, main, publish
@@ -26,7 +26,7 @@ def read_by_reports():
     "Names of the runs that tables, claims, settings.md and the driver of README read."
     for name in MATRICES:
         matrix = given_matrix(name)
-        for changes in settings_seen(matrix): yield from (c.run for c in under(matrix, changes).cells())
+        for changes in settings_seen(matrix): yield from (c.run for c in with_settings(matrix, changes).cells())
     yield from re.findall(r"^run = '(\S+)'", (REPO/'nbs'/'readme.ipynb').read_text().replace('    "', ''), re.M)
 
 
