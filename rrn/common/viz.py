@@ -19,7 +19,7 @@ from .core import one_of, RRNError
 # %% ../../nbs/4_common/08_viz.ipynb #5f355bb6
 class Picture(Figure):
     "A matplotlib figure outside pyplot that a notebook displays as PNG."
-    def __init__(self, width, height, dpi=70): # inches
+    def __init__(self, width, height, dpi=100): # inches
         super().__init__(figsize=(width, height), dpi=dpi, layout='constrained')
 
     def _repr_png_(self):
