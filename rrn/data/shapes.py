@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['coco', 'CURVED', 'ANGULAR', 'CLASSES', 'SQUARE', 'OUTLINES', 'HOLES', 'COLOURS', 'TEXTURES', 'STUFF', 'ZOOM',
            'SIDE_MARGIN', 'SIZE_RATIO', 'NEAR_RATIO', 'PICK', 'KINDS', 'SELECTORS', 'ORDINALS', 'SPLITS', 'SET_SEED',
-           'VERSION', 'REFER_FILES', 'LAYOUT_FOLDERS', 'STUFF_WORDS', 'arc', 'star', 'heart', 'Thing', 'Scene',
-           'draw_classes', 'draw_thing', 'placed_outline', 'coverage', 'thing_colours', 'background', 'block_mean',
-           'compose', 'seen_pixels', 'draw_scene', 'has_attributes', 'pick_size', 'pick_nth', 'pick_side', 'along_side',
-           'pick_near', 'pick_relation', 'referents', 'anchors', 'selector_values', 'true_phrases', 'noun',
-           'anchor_name', 'short_wordings', 'long_wordings', 'describe', 'targets', 'split_of', 'segmentation',
+           'VERSION', 'REFER_FILES', 'LAYOUT_FOLDERS', 'DRAWN_BY', 'STUFF_WORDS', 'arc', 'star', 'heart', 'Thing',
+           'Scene', 'draw_classes', 'draw_thing', 'placed_outline', 'coverage', 'thing_colours', 'background',
+           'block_mean', 'compose', 'seen_pixels', 'draw_scene', 'has_attributes', 'pick_size', 'pick_nth', 'pick_side',
+           'along_side', 'pick_near', 'pick_relation', 'referents', 'anchors', 'selector_values', 'true_phrases',
+           'noun', 'anchor_name', 'short_wordings', 'long_wordings', 'describe', 'targets', 'split_of', 'segmentation',
            'image_name', 'save_jpeg', 'annotate', 'family_of', 'wanted', 'scene_records', 'named_things', 'stamp_file',
            'stamp_of', 'read_stamp', 'prepare_folder', 'in_workers', 'coco_instances', 'write_refer', 'referit_regions',
            'mat_bytes', 'referit_records', 'write_referit', 'default_root', 'ensure', 'open_shapes']
@@ -437,19 +437,21 @@ def named_things(records, kind):
 REFER_FILES = {'unc': ('refcoco', 'unc'), 'unc+': ('refcoco+', 'unc'), 'gref': ('refcocog', 'umd')}
 LAYOUT_FOLDERS = {'refer': ('images', *(folder for folder, _ in REFER_FILES.values())), 'referit': ('referit',)}
 
+DRAWN_BY = 'rrn.shapes'       # in the stamps of all sets that were ever drawn: it stays, wherever the module goes
+
 def stamp_file(root, family:str) -> Path:
     "Where the stamp of a layout ('refer' or 'referit') lies."
     return Path(root)/f'shapes-{family}.json'
 
 def stamp_of(seed:int, sizes:dict, whole=True) -> dict:
     "What says which set this is."
-    return {'drawn by': 'rrn.data.shapes', 'version': VERSION, 'seed': seed, 'sizes': dict(sizes), 'whole': whole}
+    return {'drawn by': DRAWN_BY, 'version': VERSION, 'seed': seed, 'sizes': dict(sizes), 'whole': whole}
 
 def read_stamp(root, family:str):
     "The stamp of the set in `root`, None if there is none of ours."
     try: found = read_json(stamp_file(root, family), 'stamp')
     except RRNError: return None
-    known = isinstance(found, dict) and found.get('drawn by') == 'rrn.data.shapes' and type(found.get('seed')) is int
+    known = isinstance(found, dict) and found.get('drawn by') == DRAWN_BY and type(found.get('seed')) is int
     sizes = found.get('sizes') if known else None
     sound = isinstance(sizes, dict) and set(sizes) == set(SPLITS) and all(type(n) is int for n in sizes.values())
     return found if sound else None
