@@ -8,8 +8,8 @@ __all__ = ['LEAST_GAP', 'LEAST_RATIO', 'SMALLEST', 'View', 'Object', 'views_of',
            'speakable', 'phrases_for', 'wordings', 'sentences_for', 'Expression', 'generate', 'expression_of',
            'sentence_rows', 'read_sentences', 'split_images', 'split_sizes', 'given_splits', 'own_picture', 'new_name',
            'unique_ids', 'renamed_pictures', 'read_annotations', 'described_objects', 'place_picture',
-           'drop_undescribed', 'dump_json', 'write_set', 'given_or_generated', 'open_own', 'check_set_name', 'convert',
-           'main']
+           'drop_undescribed', 'dump_json', 'write_set', 'given_or_generated', 'open_own', 'check_set_name',
+           'check_names', 'convert', 'main']
 
 # %% ../../nbs/2_data/08_convert.ipynb #cb91aed8
 import csv, io, json, os, pickle, re, shutil, sys
@@ -229,9 +229,9 @@ def split_sizes(n:int, fractions) -> np.ndarray:
             sizes[split] += 1
     return sizes
 
-def given_splits(expressions:list, image_of:dict) -> dict:
+def given_splits(expressions:list, data:dict) -> dict:
     "Picture -> split as the sentences say; `RRNError` for a picture in two of them."
-    found = {}
+    image_of, found = {a['id']: a['image_id'] for a in data['annotations']}, {}
     for e in expressions:
         image = image_of[e.annotation]
         if found.setdefault(image, e.split) != e.split:
@@ -373,6 +373,12 @@ def check_set_name(name:str):
         raise RRNError(f"name={name!r} is another data set's; choose a name of its own.")
     return name
 
+def check_names(name:str, layout:str, by:str):
+    "`RRNError` unless a new set can be called so, and the layout has such a folder and such splits."
+    check_set_name(name)
+    one_of('layout', layout, ['refcoco', 'refcoco+', 'refcocog'])
+    one_of('by', by, ['unc', 'google', 'umd'])
+
 def convert(instances,                  # COCO-format annotations, .json
             images,                     # folder of the pictures
             out,                        # folder of the new data set
@@ -390,16 +396,13 @@ def convert(instances,                  # COCO-format annotations, .json
            ) -> ReferringDataset:
     """Write annotations, pictures and sentences as a new data set in the REFER layout, all or nothing, and open it.
     `RRNError` says what does not fit."""
-    check_set_name(name)
-    one_of('layout', layout, ['refcoco', 'refcoco+', 'refcocog'])
-    one_of('by', by, ['unc', 'google', 'umd'])
+    check_names(name, layout, by)
     given = read_sentences(sentences) if sentences else None
     data, files = read_annotations(instances, images, keep_names, {e.annotation for e in given} if given else None)
     expressions = given_or_generated(data, given, seed, most, smallest, progress)
     data, files = drop_undescribed(data, files, expressions)
     has_split = bool(expressions[0].split)
-    image_of = {a['id']: a['image_id'] for a in data['annotations']}
-    split_of = given_splits(expressions, image_of) if has_split else split_images(files, fractions, seed)
+    split_of = given_splits(expressions, data) if has_split else split_images(files, fractions, seed)
     record = dict(dataset=name, name=layout, by=by, instances=Path(instances).name,
                   sentences=Path(sentences).name if sentences else 'made from the annotations', seed=seed,
                   fractions=None if has_split else list(fractions), images=len(files), written=len(expressions))
