@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rrn.backbone import backbone_to_tf, build_backbone, DeepLabTF
-from rrn.common.core import Absent, RRNError
+from rrn.common.core import MissingPackage, RRNError
 from rrn.data import tf_checkpoint
 from rrn.fusion import l2_normalise
 from rrn.image import coordinates
@@ -591,7 +591,7 @@ def test_missing_parts(tmp_path):
 @pytest.mark.parametrize('package', ['google_crc32c', 'cramjam'])
 def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch, package):
     write_v2(tmp_path/'m', {'a': np.float32([1, 2])}, packed=True)
-    monkeypatch.setattr(tf_checkpoint, package, Absent(package, 'this'))
+    monkeypatch.setattr(tf_checkpoint, package, MissingPackage(package, 'this'))
     with pytest.raises(RRNError, match=f'^this needs the package {package}, which is not installed: pip install {package}$'):
         read_checkpoint(tmp_path/'m')
 

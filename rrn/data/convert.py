@@ -22,7 +22,7 @@ from ..common.core import (CommandLine, derived_rng, file_bytes, new_folder, one
                              whole_file, write_json)
 from ..common.notebook import progress_bar
 from ..common.pictures import open_picture
-from ..common.untrusted import checked_size, field, plain_name
+from ..common.untrusted import checked_size, plain_name, required_field
 from .datasets import READERS
 from .masks import CocoMask
 from .phrases import coordinate, DescribedObject, Phrase, pick_related, ref_entries, RELATIONS, SIDES
@@ -242,7 +242,7 @@ def given_splits(expressions:list, data:dict) -> dict:
 # %% ../../nbs/2_data/08_convert.ipynb #c49c650f
 def own_picture(image:dict, folder:Path, where:str) -> Path:
     "The file of an entry of `images`, below `folder`; its size is checked, or filled in where the entry has none."
-    name = field(image, 'file_name', str, where)
+    name = required_field(image, 'file_name', str, where)
     path = PurePosixPath(name)
     if path.is_absolute() or '..' in path.parts or '\\' in name or '\0' in name:
         raise RRNError(f"{where} has file name {name!r}, which leads out of its folder.")
@@ -268,8 +268,8 @@ def new_name(image:dict, keep:bool, where:str) -> str:
 def unique_ids(data:dict, path) -> dict:
     "`data` if images, annotations and categories are lists of objects whose ids occur once; else `RRNError`."
     for key in ('images', 'annotations', 'categories'):
-        entries = field(data, key, list, str(path))
-        counts = Counter(field(e, 'id', int, f"{path}: {key}[{n}]") for n, e in enumerate(entries))
+        entries = required_field(data, key, list, str(path))
+        counts = Counter(required_field(e, 'id', int, f"{path}: {key}[{n}]") for n, e in enumerate(entries))
         twice = next((id for id, n in counts.items() if n > 1), None)
         if twice is not None: raise RRNError(f"{path}: id {twice} is used {counts[twice]} times in {key}.")
     return data
@@ -289,7 +289,8 @@ def renamed_pictures(entries, images, keep:bool, instances) -> tuple:
 def read_annotations(instances, images, keep:bool, wanted=None) -> tuple:
     "(annotations with new file names, picture number -> file) of pictures with annotations in `wanted` (None: any)."
     data = unique_ids(read_json(instances, 'COCO instances'), instances)
-    image_of = {a['id']: field(a, 'image_id', int, f"{instances}: annotation {a['id']}") for a in data['annotations']}
+    image_of = {a['id']: required_field(a, 'image_id', int, f"{instances}: annotation {a['id']}")
+                for a in data['annotations']}
     used = {image for id, image in image_of.items() if wanted is None or id in wanted}
     kept, files = renamed_pictures([i for i in data['images'] if i['id'] in used], images, keep, instances)
     lost = used - set(files)
@@ -350,8 +351,8 @@ def given_or_generated(data:dict, given, seed:int, most:int, smallest:float, pro
         raise RRNError(f"The sentence {e.sentence[:40]!r} is about annotation {e.annotation}, "
                        "which is not in the annotations.")
     if given: return given
-    index = Instances({i['id']: i for i in data['images']}, {a['id']: a for a in data['annotations']},
-                      {c['id']: field(c, 'name', str, f"category {c['id']}") for c in data['categories']}, Counter())
+    names = {c['id']: required_field(c, 'name', str, f"category {c['id']}") for c in data['categories']}
+    index = Instances({i['id']: i for i in data['images']}, {a['id']: a for a in data['annotations']}, names, Counter())
     made = generate(index, seed, most, smallest, progress)
     if not made: raise RRNError("No object can be named from the annotations alone. Give sentences of your own.")
     return made
@@ -360,8 +361,9 @@ def given_or_generated(data:dict, given, seed:int, most:int, smallest:float, pro
 def open_own(root) -> ReferringDataset:
     "The data set that `convert` wrote to `root`, under the name that it was given there."
     record = read_json(Path(root)/'convert.json', 'record of rrn.data.convert')
-    samples = read_refer(root, field(record, 'name', str, 'convert.json'), field(record, 'by', str, 'convert.json'))
-    called = check_set_name(field(dict(dataset='own') | record, 'dataset', str, 'convert.json'))
+    layout, by = (required_field(record, key, str, 'convert.json') for key in ('name', 'by'))
+    samples = read_refer(root, layout, by)
+    called = check_set_name(required_field(dict(dataset='own') | record, 'dataset', str, 'convert.json'))
     return ReferringDataset(called, Path(root), by_split(samples, ['train', 'val', 'test']), 'converted')
 
 # %% ../../nbs/2_data/08_convert.ipynb #03a8e572

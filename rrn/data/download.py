@@ -21,8 +21,8 @@ import urllib.error, urllib.parse, urllib.request, zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from ..common.core import (as_path, CommandLine, locked, new_folder, one_of, read_json, RRNError, sha256_of, sweep,
-                             whole_file, write_json)
+from ..common.core import (as_path, CommandLine, locked, new_folder, one_of, read_json, remove_leftovers, RRNError,
+                             sha256_of, whole_file, write_json)
 from ..common.notebook import progress_bar
 from ..common.pretrained import as_published, checkpoints_folder, default_weights, published_weights
 from ..text import Vocabulary
@@ -127,7 +127,8 @@ def make_opener(pace) -> urllib.request.OpenerDirector:
     "An opener that knows http and https and nothing else; all its answers go past one `Pace`."
     opener = urllib.request.OpenerDirector()
     for handler in (urllib.request.ProxyHandler(), PacedHTTPHandler(pace), PacedHTTPSHandler(pace),
-                    WebRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()):
+                    WebRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(),
+                    urllib.request.HTTPErrorProcessor()):
         opener.add_handler(handler)
     opener.addheaders = [('User-Agent', 'rrn')]
     return opener
@@ -377,7 +378,7 @@ def fetch(urls,               # one address, or mirrors in the order in which to
     each mirror failed."""
     path, options = as_path(path), FetchOptions(sha256 or '', size, **options)
     mirrors = [urls] if isinstance(urls, str) else urls
-    sweep(path.parent, '.*.part')
+    remove_leftovers(path.parent, '.*.part')
     try: return verify_existing(path, options) if path.exists() else from_mirrors(mirrors, path, options)
     except OSError as e: raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another place.") from e
 

@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.io import savemat
-from ..common.core import (as_path, derived_rng, locked, one_of, optional, process_pool, read_json, repo_root,
-                             RRNError, sweep, whole_file, write_json, writing)
+from ..common.core import (as_path, derived_rng, locked, one_of, optional_module, process_pool, read_json, repo_root,
+                             remove_leftovers, RRNError, whole_file, write_json, writing)
 from ..common.notebook import progress_bar
 from .datasets import register_dataset
 from .phrases import coordinate, DescribedObject, Phrase, pick_related, ref_entries, RELATIONS, SIDES
 from .refer import by_split, IMAGE_FOLDER, read_refer, ReferringDataset
 from .referit import read_referit
 
-coco = optional('pycocotools.mask', 'drawing the masks of COCO')
+coco = optional_module('pycocotools.mask', 'drawing the masks of COCO')
 
 # %% ../../nbs/2_data/04_shapes.ipynb #2ba43972
 def arc(radius, start, stop, n, cx=0.):
@@ -563,7 +563,7 @@ def ensure(kind:str,      # 'unc', 'unc+', 'gref' or 'referit'
     there = lambda: read_stamp(root, family) == stamp_of(seed, sizes)
     if there(): return root
     with locked(root):
-        sweep(root)                                # what a killed drawing was writing
+        remove_leftovers(root)                     # what a killed drawing was writing
         if not there(): write(root, seed, sizes, **how)
     return root
 

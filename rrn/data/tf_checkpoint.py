@@ -14,11 +14,11 @@ __all__ = ['google_crc32c', 'cramjam', 'VARINT', 'FIXED64', 'LENGTH', 'FIXED32',
 import functools, io, math, pickle, re, struct
 from pathlib import Path
 import numpy as np
-from ..common.core import file_bytes, NotInstalled, optional, RRNError
-from ..common.untrusted import Allowance, plain_opcodes, PlainOpcodes, PlainUnpickler
+from ..common.core import file_bytes, NotInstalled, optional_module, RRNError
+from ..common.untrusted import Allowance, Instructions, plain_instructions, PlainUnpickler
 
-google_crc32c = optional('google_crc32c', 'checking a TensorFlow checkpoint')
-cramjam = optional('cramjam', 'reading a packed TensorFlow checkpoint')
+google_crc32c = optional_module('google_crc32c', 'checking a TensorFlow checkpoint')
+cramjam = optional_module('cramjam', 'reading a packed TensorFlow checkpoint')
 
 # %% ../../nbs/2_data/09_tf_checkpoint.ipynb #472f5d16
 def masked_crc(data:bytes) -> int:
@@ -297,7 +297,7 @@ class ArrayUnpickler(PlainUnpickler):
         if not isinstance(self.stack[-1], (ArrayPart, DtypePart)): raise RRNError("it fills an object that is no array")
         self.stack[-1].fill(state, self.allowance)
 
-    dispatch = PlainOpcodes(plain_opcodes | {pickle.BUILD[0]: load_build})
+    dispatch = Instructions(plain_instructions | {pickle.BUILD[0]: load_build})
 
 # %% ../../nbs/2_data/09_tf_checkpoint.ipynb #02c404ad
 CAFFE_NORMS = dict(scale='gamma', offset='beta', mean='moving_mean', variance='moving_variance')

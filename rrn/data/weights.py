@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from ..backbone import backbone_to_tf, BACKBONES, deeplab_resnet101_tf, DeepLabTF, freeze, UNITS
+from ..backbone import backbone_to_tf, deeplab_resnet101_tf, DeepLabTF, freeze, UNITS
 from ..baselines import RMIHead
 from ..common.core import one_of, RRNError
 from ..common.pretrained import find_weights
@@ -374,5 +374,3 @@ def released_backbone(weights=None,     # None (random), 'released', or a file f
     found = {m[1]: v for n, v in weights_only(variables).items() if (m := CNN_VARIABLE.search(n))}
     try: return deeplab_resnet101_tf(found)
     except RRNError as e: raise RRNError(f"weights {weights}: {e}") from None
-
-BACKBONES['deeplab_resnet101_tf'] = released_backbone
