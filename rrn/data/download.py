@@ -21,8 +21,8 @@ import urllib.error, urllib.parse, urllib.request, zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from ..common.core import (as_path, CommandLine, locked, new_folder, one_of, read_json, RRNError, sha256_of, remove_leftovers,
-                             whole_file, write_json)
+from ..common.core import (as_path, CommandLine, locked, new_folder, one_of, read_json, remove_leftovers, RRNError,
+                             sha256_of, whole_file, write_json)
 from ..common.notebook import progress_bar
 from ..common.pretrained import as_published, checkpoints_folder, default_weights, published_weights
 from ..text import Vocabulary
@@ -127,7 +127,8 @@ def make_opener(pace) -> urllib.request.OpenerDirector:
     "An opener that knows http and https and nothing else; all its answers go past one `Pace`."
     opener = urllib.request.OpenerDirector()
     for handler in (urllib.request.ProxyHandler(), PacedHTTPHandler(pace), PacedHTTPSHandler(pace),
-                    WebRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()):
+                    WebRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(),
+                    urllib.request.HTTPErrorProcessor()):
         opener.add_handler(handler)
     opener.addheaders = [('User-Agent', 'rrn')]
     return opener
