@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 from .core import one_of, RRNError
-from .untrusted import plain_opcodes, PlainOpcodes, PlainUnpickler
+from .untrusted import plain_instructions, Instructions, PlainUnpickler
 
 # %% ../../nbs/4_common/05_weight_files.ipynb #7c555b11
 class Rehearsal(PlainUnpickler):
@@ -20,7 +20,7 @@ class Rehearsal(PlainUnpickler):
     def find_class(self, module, name): return lambda *args: {}
     def persistent_load(self, id): return {}
     def load_build(self): self.stack.pop()
-    dispatch = PlainOpcodes(plain_opcodes | {pickle.BUILD[0]: load_build, pickle.BINPERSID[0]: pickle._Unpickler.load_binpersid})
+    dispatch = Instructions(plain_instructions | {pickle.BUILD[0]: load_build, pickle.BINPERSID[0]: pickle._Unpickler.load_binpersid})
 
 def rehearse(path):
     "Raise unless the pickles in PyTorch's file (a zip, or the five pickles of old) are plain and its members no larger than itself."

@@ -8,7 +8,7 @@ __all__ = ['READERS', 'register_dataset', 'check_pictures', 'open_dataset']
 # %% ../../nbs/2_data/03_datasets.ipynb #49f4b698
 from functools import partial
 from ..common.core import one_of, Registry, RRNError
-from .refer import check_counts, open_refer, REFER_SETS, ReferringDataset
+from .refer import check_published_counts, open_refer, REFER_SETS, ReferringDataset
 from .referit import read_referit
 
 # %% ../../nbs/2_data/03_datasets.ipynb #afd5b8f9
@@ -36,7 +36,7 @@ def open_dataset(dataset:str,             # a name in `READERS`
                  check_images:bool=True   # look for the first picture of each split
                 ) -> ReferringDataset:
     "Open a data set by name and compare its size with the published one. Raises `RRNError` if it is not what it is called."
-    found = check_counts(READERS[one_of('dataset', dataset, READERS)](root))
+    found = check_published_counts(READERS[one_of('dataset', dataset, READERS)](root))
     if not found.splits: raise RRNError(f"Data set {dataset} in {root} holds no sentences. See data/README.md.")
     if check_images: check_pictures(found)
     return found
