@@ -1,8 +1,13 @@
 """Files from strangers, case by case: which pickles the fast interpreter may read, and which names and sizes are refused."""
 import pickle
+import zipfile
+from pathlib import Path
 import pytest
+import safetensors.torch
+import torch
 from rrn.common.core import RRNError
 from rrn.common.untrusted import checked_size, harmless, plain_instructions, plain_name, required_field, safe_load
+from rrn.common.weight_files import load_weights
 
 SENTENCES = [dict(sent='left zebra', tokens=['left', 'z' * 300], raw=None)]
 REFS = [dict(sent_ids=[0, 70000], ref_id=-5, ratio=.5, sentences=SENTENCES)] * 3
@@ -54,3 +59,28 @@ def test_names_stay_in_their_folder(bad):
 @pytest.mark.parametrize('bad', [(0, 5), (5, 10**9), (5.5, 5), (-1, 5), (20_000, 20_000), ('5', 5), (True, 5)])
 def test_sizes_are_a_photographs(bad):
     with pytest.raises(RRNError, match='image 9'): checked_size(*bad, 'image 9')
+
+
+def weights_files(folder):
+    "Files that are no weights: name -> what they hold."
+    good = {'state_dict': {'a.weight': torch.ones(2, 3)}}
+    torch.save(good, folder/'good.pth')
+    (folder/'cut.pth').write_bytes((folder/'good.pth').read_bytes()[:700])
+    (folder/'cut.safetensors').write_bytes(safetensors.torch.save({'a': torch.ones(9)})[:-5])
+    (folder/'notes.txt').write_text('no weights')
+    for name, held in dict(list=[1, 2], tensor=torch.ones(3), mixed={'a': torch.ones(1), 'epoch': 3}, objects={'evil': Path('a')},
+                           endless={'a': torch.ones(1).expand(10**5, 10**5)}, sparse={'a': torch.eye(3).to_sparse()}).items():
+        torch.save(held, folder/f'{name}.pth')
+    with zipfile.ZipFile(folder/'good.pth') as z, zipfile.ZipFile(folder/'packed.pth', 'w', zipfile.ZIP_DEFLATED) as packed:
+        for member in z.infolist():
+            content = z.read(member) if member.filename.endswith('pkl') else bytes(9000)
+            packed.writestr(member.filename, content)
+
+
+@pytest.mark.parametrize('bad', ['cut.pth', 'cut.safetensors', 'list.pth', 'tensor.pth', 'mixed.pth', 'objects.pth', 'endless.pth',
+                                 'sparse.pth', 'packed.pth', 'absent.pth', 'notes.txt'])
+@pytest.mark.filterwarnings('ignore:Validating sparse tensor invariants')
+def test_what_is_no_weights_file_is_refused(bad, tmp_path):
+    weights_files(tmp_path)
+    assert load_weights(tmp_path/'good.pth')['a.weight'].shape == (2, 3)
+    with pytest.raises(RRNError): load_weights(tmp_path/bad)
