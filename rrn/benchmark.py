@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../nbs/5_doors/benchmark.ipynb #001fa406
+import sys
 from .experiments.benchmark import *
 from .experiments.benchmark import main
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../nbs/5_doors/convert.ipynb #831c5fb7
+import sys
 from .data.convert import *
 from .data.convert import main
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

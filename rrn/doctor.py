@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../nbs/5_doors/doctor.ipynb #0395e7e7
+import sys
 from .data.doctor import *
 from .data.doctor import main
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../nbs/5_doors/download.ipynb #2ec3ae2d
+import sys
 from .data.download import *
 from .data.download import main
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

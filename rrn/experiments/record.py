@@ -10,13 +10,14 @@ __all__ = ['PARTS', 'COUNTED', 'CONDITIONS', 'PATIENCE', 'KEPT', 'data_fingerpri
            'keep_notebook', 'main']
 
 # %% ../../nbs/3_experiments/00_record.ipynb #ee3a0a2f
-import gzip, hashlib, json, os, re, shutil, sys, zlib
+import gzip, hashlib, json, os, re, shutil, zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..backbone import cnn_checksum
-from ..common.core import (code_version, CommandLine, device_name, locked, new_folder, one_of, read_json,
+from ..common.command import as_command
+from ..common.core import (code_version, device_name, locked, new_folder, one_of, read_json,
                              repo_root, RRNError, sha256_of, versions, whole_file, write_bytes, write_json)
 from ..evaluate import summary
 from ..metrics import METRICS
@@ -246,7 +247,7 @@ def add_metrics(run:Run, key:str, rows:pd.DataFrame, protocol:str,
                 **conditions     # threshold, crf
                ):
     "Put the summary of evaluation rows under `key` ('<dataset> <split>') into the run's metrics.json, keeping the rest, and the rows' counts beside it."
-    if rows.empty: raise RRNError(f"{key}: no expression could be read, so there is nothing to record. See python -m rrn.doctor.")
+    if rows.empty: raise RRNError(f"{key}: no expression could be read, so there is nothing to record. See `rrn doctor`.")
     if samples is not None: conditions |= dict(data=data_fingerprint(samples), skipped=len(samples) - len(rows))
     entry = summary(rows) | {'protocol': protocol} | conditions
     if entry.get('skipped'): print(f"{key}: {entry['skipped']:,} of {len(samples):,} expressions were skipped, since they could not be read; tables leave this run out.")
@@ -323,16 +324,9 @@ def keep_notebook(run:Run, name:str) -> str:
     return f'record complete: {name} is in the folder of run {run.name}'
 
 # %% ../../nbs/3_experiments/00_record.ipynb #9536456e
-def main(argv=None):
-    "`python -m rrn.experiments.record publish RUN ...`"
-    parser = CommandLine(prog='python -m rrn.experiments.record', description="Copy finished runs from runs/ to the published records in reports/runs.")
-    parser.add_argument('what', choices=['publish'])
-    parser.add_argument('run', nargs='+', help='names of runs')
-    parser.add_argument('--replace', action='store_true', help='put them in place of published ones of the same name')
-    given = parser.parse_args(argv)
-    try:
-        for name in given.run: print(publish(name, given.replace))
-    except RRNError as e: sys.exit(f'error: {e}')
-
-# %% ../../nbs/3_experiments/00_record.ipynb #db15ed7a
-if __name__ == '__main__' and '__file__' in globals(): main()
+@as_command('publish')
+def main(runs:tuple[str, ...],   # names of finished runs
+         *, replace:bool=False   # put them in place of published ones of the same name
+        ):
+    "Copy finished runs to the records in reports/runs."
+    for name in runs: print(publish(name, replace))
