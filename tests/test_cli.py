@@ -24,10 +24,9 @@ TINY = dict(image_size=48, iterations=2, D_Q=6, D_I=6, D_S=6, embed_dim=6, devic
 def ends(words, capsys) -> tuple:
     "Exit status, output and errors of `rrn`, as a shell sees them."
     try: status = main(words)
-    except SystemExit as e: status = e.code
+    except SystemExit as e: status = e.code or 0
     said = capsys.readouterr()
-    if isinstance(status, str): return 1, said.out, said.err + status + '\n'       # what Python does with a message
-    return status or 0, said.out, said.err
+    return status, said.out, said.err
 
 
 def options_in(text) -> dict:

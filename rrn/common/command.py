@@ -141,7 +141,7 @@ def read_words(words, form, prog) -> dict:
         if not e.code: raise
         raise RRNError(in_one_line(said.getvalue()).removeprefix('Error parsing ')) from None
 
-# %% ../../nbs/4_common/09_command.ipynb #3d732c77
+# %% ../../nbs/4_common/09_command.ipynb #045eb171
 def given_by(words, f, prog, functions, without, options) -> dict:
     "The arguments of `f` that a command line gives, by name. Fields of dataclasses are among them only if they were given."
     parameters = parameters_of(f, functions, without)
@@ -165,7 +165,7 @@ def as_command(name:str,                     # `rrn name`
             without=(),                   # parameters of those that are none
             options=lambda words: []      # words -> dataclasses' instances, whose fields are options with these defaults
            ):
-    "Decorator: a function becomes a command, called with words (None: the program's), that returns its exit status. It ends the program with 2 for wrong words, 1 for `RRNError`."
+    "Decorator: a function becomes a command, called with words (None: the program's), that returns its exit status: 1 for `RRNError`. Wrong words end the program with 2."
     def turned(f):
         @functools.wraps(f)
         def main(argv=None) -> int:
@@ -174,7 +174,8 @@ def as_command(name:str,                     # `rrn name`
             except RRNError as e: refuse(e, prog)
             try: return f(**given) or 0
             except WrongWords as e: refuse(e, prog)
-            except RRNError as e: sys.exit(f'error: {e}')
+            except RRNError as e: print(f'error: {e}', file=sys.stderr)
+            return 1
         return main
     return turned
 

@@ -729,4 +729,4 @@ def main(*, out='reports/gpu',   # folder of records.json
     sys.exit(1 if not all(map(done, records.values())) else 3 if missing else 0)
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #e91935f3
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

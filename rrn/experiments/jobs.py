@@ -418,4 +418,4 @@ def evaluate_command(**given):
     print(json.dumps({label: summary(rows) for label, rows in found.items()}, indent=1))
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #16a21ca2
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -400,4 +400,4 @@ def main(step:str,                    # train, evaluate, tables, figures, or pub
         with whole_file(stamp) as f: f.write('')
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #16a21ca2
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
