@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'summary_of', 'show_commands', 'main', 'command_of']
 
-# %% ../nbs/5_doors/cli.ipynb #c8698e4b
+# %% ../nbs/5_doors/cli.ipynb #23e9165d
 import ast, importlib.util, sys
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ COMMANDS = dict(
     doctor='rrn.data.doctor:main',
     convert='rrn.data.convert:main',
     benchmark='rrn.experiments.benchmark:main',
-    publish='rrn.experiments.record:main',
+    publish='rrn.experiments.report:main',
     beside='rrn.experiments.beside:main',
     matrix='rrn.experiments.matrix:main',
     gpu_checks='rrn.experiments.gpu_checks:main')       # command -> module:function

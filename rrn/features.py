@@ -11,7 +11,7 @@ import hashlib, json, zlib
 from pathlib import Path
 import torch
 from .backbone import cnn_checksum
-from .common.core import one_of, RRNError, sweep, versions, whole_file
+from .common.core import one_of, RRNError, remove_leftovers, versions, whole_file
 from .refine import parse_pyramid
 from .model import RRN
 
@@ -66,7 +66,7 @@ class FeatureFiles:
         self.shapes, self.values = map_shapes(model), map_values(model)
         self.sound, self.names, self.writable = set(), {}, True
         self.check_writable()
-        sweep(self.folder, '.*.part')
+        remove_leftovers(self.folder, '.*.part')
 
     def check_writable(self):
         "`RRNError` if nothing can be kept in the folder: better now than after an epoch."

@@ -5,13 +5,12 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from rrn.baselines import (LSTMCNNHead, mobile_deeplab, stretch, SYSTEMS, torchvision_deeplab, upsampling, VGG16FCN,
-                           VOC)
+from rrn.baselines import (LSTMCNNHead, mobile_deeplab, stretch, torchvision_deeplab, upsampling, VGG16FCN, VOC)
 from rrn.common.core import RRNError
 from rrn.fusion import l2_normalise
 from rrn.image import bilinear_tf
 from rrn.loss import segmentation_loss
-from rrn.model import Head, preset
+from rrn.model import Head, preset, SYSTEMS
 from rrn.data.masks import CocoMask
 from rrn.data.refer import IMAGE_FOLDER, read_instances
 from rrn.data.weights import from_tf

@@ -5,7 +5,7 @@ import pytest
 import scipy.io
 from PIL import Image
 from rrn.common.core import read_json, RRNError, write_json
-from rrn.data.doctor import check_words, examine, EXAMPLES, Findings, main, root_of
+from rrn.data.doctor import check_words, examine, EXAMPLES_SHOWN, Findings, main, data_folder
 from rrn.data.datasets import READERS, register_dataset
 from rrn.data.refer import IMAGE_FOLDER, ReferringDataset
 
@@ -49,7 +49,7 @@ def expect(found, what, severity, count=1, example=''):
     assert set(found) - {PART} == {what}, list(found)
     f = found[what]
     assert (f.severity, f.count) == (severity, count), f
-    assert len(f.examples) == min(count, EXAMPLES) and example in f.examples[0], f
+    assert len(f.examples) == min(count, EXAMPLES_SHOWN) and example in f.examples[0], f
 
 def test_a_healthy_set_has_nothing_to_remark(toy):
     found = toy.written().examined()
@@ -83,7 +83,7 @@ def test_nothing_to_examine(tmp_path):
     with pytest.raises(RRNError, match='no folder'): examine('unc', tmp_path/'nowhere')
     with pytest.raises(RRNError, match="Did you mean 'unc"): examine('umc+', tmp_path)
     assert examine('referit', tmp_path, progress=False).status == 1
-    assert str(root_of('unc', '')) == 'data' and 'shapes' in str(root_of('shapes-unc', '')) and root_of('unc', tmp_path) == tmp_path
+    assert str(data_folder('unc', '')) == 'data' and 'shapes' in str(data_folder('shapes-unc', '')) and data_folder('unc', tmp_path) == tmp_path
 
 # ---- pictures --------------------------------------------------------------------------------------------------------------
 

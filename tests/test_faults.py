@@ -234,6 +234,29 @@ def test_two_runs_in_one_folder(scenes, tmp_path):
     assert run_job(job, stop_after=5).step.max() == 5
 
 
+def test_a_fork_does_not_hold_the_lock_of_its_parent(tmp_path):
+    def hold(folder):
+        with locked(folder):
+            child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+            child.start()
+            (tmp_path/'child').write_text(str(child.pid))
+            (tmp_path/'child').rename(tmp_path/'held')
+            time.sleep(60)
+    process, _ = started(hold, tmp_path/'run')
+    while not (tmp_path/'held').exists():
+        assert process.is_alive()
+        time.sleep(.01)
+    child = int((tmp_path/'held').read_text())
+    try:
+        with pytest.raises(RRNError, match='in use by another run'):
+            with locked(tmp_path/'run'): pass
+        process.kill()
+        process.join()
+        os.kill(child, 0)                          # it outlives its parent
+        with locked(tmp_path/'run'): pass
+    finally: os.kill(child, signal.SIGKILL)
+
+
 # ---- disks -----------------------------------------------------------------------------------------------------------------
 
 def mount(place, *options):

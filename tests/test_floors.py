@@ -1,5 +1,7 @@
 """The library has floors, and imports point down only."""
 import ast
+import runpy
+import sys
 from pathlib import Path
 import pytest
 
@@ -56,3 +58,13 @@ def test_every_door_is_used_and_only_when_something_is_called():
     for name, allowed in DOORS.items():
         found = {other: top for other, top in imported_by(MODULES[name]) if other in allowed}
         assert set(found) == allowed
+
+
+@pytest.mark.parametrize('command', ['download nosuch x', 'convert none.json none out', 'doctor nosuch'])
+def test_a_command_under_its_short_name_tells_the_shell_that_it_failed(command, monkeypatch, capsys):
+    name, *words = command.split()
+    monkeypatch.setattr('sys.argv', [name, *words])
+    monkeypatch.delitem(sys.modules, f'rrn.{name}', raising=False)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f'rrn.{name}', run_name='__main__')
+    assert end.value.code

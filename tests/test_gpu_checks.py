@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rrn.common.core import RRNError
-from rrn.experiments.gpu_checks import done, main, NotFinished, Place, run_stages, STAGES, work_folder
+from rrn.experiments.gpu_checks import is_done, main, NotFinished, Place, run_stages, STAGES, work_folder
 
 REPO = Path(__file__).resolve().parents[1]
 ABSENT = ['timm', 'pycocotools', 'accelerate', 'papermill', 'nbdev', 'execnb', 'fastcore', 'IPython', 'pydensecrf',
@@ -43,7 +43,7 @@ def test_every_stage_is_recorded(rehearsal):
     process, out = rehearsal
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     records = json.loads((out/'records.json').read_text())
-    assert list(records) == list(STAGES) and all(map(done, records.values()))
+    assert list(records) == list(STAGES) and all(map(is_done, records.values()))
     assert 'rehearsal' in process.stdout and all(r['tiny'] and {'code', 'versions', 'device'} <= set(r)
                                                  for r in records.values())
 
@@ -92,10 +92,10 @@ def test_a_stage_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as e: main(['--device', 'cpu', '--tiny', '--out', str(tmp_path), '--only',
                                                'crf,machine'])
     records = json.loads((tmp_path/'records.json').read_text())
-    assert e.value.code == 1 and 'ZeroDivisionError' in records['crf']['error'] and done(records['machine'])
+    assert e.value.code == 1 and 'ZeroDivisionError' in records['crf']['error'] and is_done(records['machine'])
     assert 'crf failed: ZeroDivisionError' in capsys.readouterr().out
     monkeypatch.setitem(STAGES, 'crf', broken)
-    assert done(run_stages(place(tmp_path), tmp_path, ['crf'])['crf'])
+    assert is_done(run_stages(place(tmp_path), tmp_path, ['crf'])['crf'])
 
 
 def test_stages_alone(tmp_path):

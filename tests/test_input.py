@@ -27,7 +27,8 @@ from rrn.data.datasets import open_dataset
 from rrn.data.referit import MatMask, read_table
 from rrn.data.shapes import describe, draw_scene, ensure, KINDS, stamp_file, VERSION
 from rrn.text import Vocabulary
-from rrn.data.weights import entries, read_checkpoint, unsnap
+from rrn.data.tf_checkpoint import block_entries, decompress_snappy
+from rrn.data.weights import read_checkpoint
 from test_fuzz import INSTANCES, refer_layout
 from test_weights import write_v2
 
@@ -152,12 +153,18 @@ def test_arrays_of_a_pickle_are_paid_for(tmp_path, name):
 
 def test_a_packed_block_copies_no_more_than_it_needs():
     content = bombs.snappy()
-    assert cost(lambda: unsnap(content))[0] == 'read'
+    assert cost(lambda: decompress_snappy(content))[0] == 'read'
+
+
+@pytest.mark.parametrize('claims', [64 << 20, 1 << 32, 1 << 60])
+def test_a_packed_block_gets_no_more_room_than_it_can_fill(claims):
+    content = bytes([*((claims >> shift & 127) | 128 for shift in range(0, 63, 7)), 0]) + bytes(1 << 20)
+    assert 'claims to hold' in refuses(lambda: decompress_snappy(content), content, times=1, free=8 << 20)
 
 
 def test_keys_of_a_table_do_not_grow():
     content = bombs.long_keys()
-    refuses(lambda: dict(entries(content)), content)
+    refuses(lambda: dict(block_entries(content)), content)
 
 
 def test_arrays_of_a_checkpoint_do_not_share_their_bytes(tmp_path):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
-from rrn.baselines import SYSTEMS
 from rrn.common.core import seed_everything
 from rrn.batches import evaluation_order, group_by_image, read_batch, Reader, TrainingOrder
 from rrn.evaluate import evaluate, summary
@@ -14,7 +13,7 @@ from rrn.image import (bilinear_tf, fit, image_in, mask_in, mask_out, place_imag
                        resize_released, unplace)
 from rrn.loss import segmentation_loss
 from rrn.metrics import intersection_union, METRICS, sample_iou, score, SegmentationMetrics, THRESHOLDS
-from rrn.model import preset, RRN
+from rrn.model import preset, RRN, SYSTEMS
 from rrn.refine import UPDATES
 from rrn.data.refer import Sample
 from rrn.data.shapes import open_shapes, write_refer

@@ -13,12 +13,12 @@ TEXT = (REPO/'README.md').read_text()
 def test_results_are_those_of_the_records():
     shown = re.findall(r'Run `([^`]+)`', TEXT)
     assert shown, 'README shows the results of at least one run'
-    records = [r for r in read_records(REPO/'reports'/'runs') if r['run'] in shown]
+    records = [r for r in read_records() if r['run'] in shown]
     assert TEXT == replace_section(TEXT, 'results', results_text(records)), 'run nbs/readme.ipynb'
 
 
 def test_tables_and_claims_are_those_of_the_runs():
-    matrix = given_matrix(folder='reports/runs')
+    matrix = given_matrix(folder='reports/runs/embedded')
     tables = as_markdown(1, table1(matrix), matrix) + '\n' + as_markdown(2, table2(matrix), matrix)
     assert TEXT == replace_section(replace_section(TEXT, 'tables', tables), 'claims', claims_summary(matrix)), 'run nbs/readme.ipynb'
     kept = (REPO/'reports'/'tables'/'table1.md').read_text()
@@ -33,7 +33,7 @@ def test_named_files_exist():
 
 
 def test_no_paths_of_a_machine():
-    for path in [REPO/'README.md', *REPO.glob('nbs/*.ipynb'), *REPO.glob('reports/runs/*/*.*'), *REPO.glob('rrn/*.py')]:
+    for path in [REPO/'README.md', *REPO.glob('nbs/*.ipynb'), *REPO.glob('reports/runs/*/*/*.*'), *REPO.glob('rrn/*.py')]:
         if path.suffix in ('.ipynb', '.md', '.json', '.csv', '.py'):
             text = path.read_text()
             for place in ('/root/', '/work/', '/home/', 'site-packages'): assert place not in text, (path, place)

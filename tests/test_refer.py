@@ -5,8 +5,8 @@ import pycocotools.mask as coco
 import pytest
 from rrn.common.core import read_json, RRNError, write_json
 from rrn.common.untrusted import safe_load
-from rrn.data.masks import CocoMask, rle_counts
-from rrn.data.refer import check_counts, EXPECTED, open_refer, read_instances, read_refer
+from rrn.data.masks import CocoMask, decode_run_lengths
+from rrn.data.refer import check_published_counts, EXPECTED, open_refer, read_instances, read_refer
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
@@ -23,7 +23,7 @@ def test_counts_are_those_of_its_readme(mini, name, capsys):
     rows = re.findall(r'^\| (.+?) \| (\w+) \| (\d+) \| (\d+) \| (\d+) \|$', (mini/'README.md').read_text(), re.M)
     written = {split: [int(refs), int(sentences), int(images)] for set_, split, images, refs, sentences in rows
                if set_ == SETS[name] and split != 'all'}
-    dataset = check_counts(open_refer(name, mini))
+    dataset = check_published_counts(open_refer(name, mini))
     found = {split: row.tolist() for split, row in dataset.counts().iterrows()}
     assert found == written and list(found) == list(EXPECTED[name])
     assert capsys.readouterr().out.count('is a subset') == 1
@@ -184,7 +184,7 @@ def test_compressed_runs_in_both_directions():
             mask = np.asfortranarray(rng.random((height, width)) < fill, dtype=np.uint8)
             rle = coco.encode(mask)
             assert (CocoMask({'size': [height, width], 'counts': rle['counts']}, height, width).decode() == mask).all()
-            assert (CocoMask({'size': [height, width], 'counts': rle_counts(rle['counts'])}, height, width).decode() == mask).all()
+            assert (CocoMask({'size': [height, width], 'counts': decode_run_lengths(rle['counts'])}, height, width).decode() == mask).all()
 
 @pytest.mark.parametrize('counts', ['', 'zzzz', '\x00', 'é', '0'*50, 'o'*5000, b'P'*9, [2**40, -2**40 + 35], [35.0], [True]*35, [None], None, 35])
 def test_damaged_runs(counts):
@@ -200,7 +200,7 @@ def test_damaged_polygons(segmentation):
 def test_a_set_with_too_much_is_refused(mini, capsys):
     dataset = open_refer('unc', mini)
     dataset.samples_by_split['testC'] = dataset.samples('testB')
-    with pytest.raises(RRNError, match='testC.*no such split'): check_counts(dataset)
+    with pytest.raises(RRNError, match='testC.*no such split'): check_published_counts(dataset)
 
 def test_published_table_agrees_with_the_real_texts(shared):
     import gzip, json

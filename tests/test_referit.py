@@ -5,7 +5,7 @@ import pytest
 import scipy.io
 from rrn.common.core import RRNError, write_json
 from rrn.data.datasets import open_dataset, READERS
-from rrn.data.refer import check_counts
+from rrn.data.refer import check_published_counts
 from rrn.data.referit import MatMask, read_referit
 from rrn.data.refer import EXPECTED
 
@@ -28,7 +28,7 @@ def dataset(real_dataset):
 def real_dataset(real): return read_referit(real)
 
 def test_real_counts_are_the_published_ones(dataset, capsys):
-    check_counts(dataset)
+    check_published_counts(dataset)
     assert dataset.note == 'complete' and capsys.readouterr().out == ''
     counts = dataset.counts()
     assert counts['sentences'].to_dict() == {split: row[1] for split, row in EXPECTED['referit'].items()}
@@ -46,9 +46,9 @@ def test_real_records(dataset, real):
 
 def test_one_sentence_too_few_is_noticed(dataset):
     dataset.samples_by_split['test'] = dataset.samples('test')[:-1]
-    assert check_counts(dataset).note.startswith('a subset')
+    assert check_published_counts(dataset).note.startswith('a subset')
     dataset.samples_by_split['val'] = dataset.samples('val') * 2
-    with pytest.raises(RRNError, match='referit val'): check_counts(dataset)
+    with pytest.raises(RRNError, match='referit val'): check_published_counts(dataset)
 
 def test_missing_pictures_and_masks_are_named(real, dataset):
     with pytest.raises(RRNError, match='images does not exist'): open_dataset('referit', real)

@@ -22,7 +22,7 @@ from ..common.core import (derived_rng, file_bytes, new_folder, one_of, read_jso
                              whole_file, write_json)
 from ..common.pictures import open_picture
 from ..common.notebook import progress_bar
-from ..common.untrusted import checked_size, field, plain_name
+from ..common.untrusted import checked_size, required_field, plain_name
 from .masks import CocoMask
 from .refer import by_split, IMAGE_FOLDER, Instances, read_refer, ReferringDataset
 from .datasets import READERS
@@ -245,7 +245,7 @@ def given_splits(said:list, image_of:dict) -> dict:
 # %% ../../nbs/2_data/08_convert.ipynb #c49c650f
 def own_picture(image:dict, folder:Path, where:str) -> Path:
     "The file of an entry of `images`, below `folder`; its size is checked, or filled in where the entry has none."
-    name = field(image, 'file_name', str, where)
+    name = required_field(image, 'file_name', str, where)
     path = PurePosixPath(name)
     if path.is_absolute() or '..' in path.parts or '\\' in name or '\0' in name: raise RRNError(f"{where} has file name {name!r}, which leads out of its folder.")
     path = Path(folder)/path
@@ -268,7 +268,7 @@ def new_name(image:dict, keep:bool, where:str) -> str:
 def unique_ids(data:dict, path) -> dict:
     "`data` if images, annotations and categories are lists of objects whose ids occur once; else `RRNError`."
     for key in ('images', 'annotations', 'categories'):
-        counts = Counter(field(e, 'id', int, f"{path}: {key}[{n}]") for n, e in enumerate(field(data, key, list, str(path))))
+        counts = Counter(required_field(e, 'id', int, f"{path}: {key}[{n}]") for n, e in enumerate(required_field(data, key, list, str(path))))
         twice = next((id for id, n in counts.items() if n > 1), None)
         if twice is not None: raise RRNError(f"{path}: id {twice} is used {counts[twice]} times in {key}.")
     return data
@@ -276,7 +276,7 @@ def unique_ids(data:dict, path) -> dict:
 def read_own(instances, images, keep:bool, wanted=None) -> tuple:
     "(the annotations with new file names, picture number -> its file); only pictures with annotations in `wanted` (None: any)."
     data = unique_ids(read_json(instances, 'COCO instances'), instances)
-    image_of = {a['id']: field(a, 'image_id', int, f"{instances}: annotation {a['id']}") for a in data['annotations']}
+    image_of = {a['id']: required_field(a, 'image_id', int, f"{instances}: annotation {a['id']}") for a in data['annotations']}
     used = {image for id, image in image_of.items() if wanted is None or id in wanted}
     files, kept, names = {}, [], set()
     for image in data['images']:
@@ -345,7 +345,7 @@ def sentences_or_made(data:dict, sentences, seed:int, most:int, smallest:float, 
         if s.annotation not in known: raise RRNError(f"The sentence {s.sentence[:40]!r} is about annotation {s.annotation}, which is not in the annotations.")
     if sentences: return sentences
     index = Instances({i['id']: i for i in data['images']}, {a['id']: a for a in data['annotations']},
-                      {c['id']: field(c, 'name', str, f"category {c['id']}") for c in data['categories']}, Counter())
+                      {c['id']: required_field(c, 'name', str, f"category {c['id']}") for c in data['categories']}, Counter())
     said = generate(index, seed, most, smallest, progress)
     if not said: raise RRNError("No object can be named from the annotations alone. Give sentences of your own.")
     return said
@@ -354,8 +354,8 @@ def sentences_or_made(data:dict, sentences, seed:int, most:int, smallest:float, 
 def open_own(root) -> ReferringDataset:
     "The data set that `convert` wrote to `root`, under the name that it was given there."
     record = read_json(Path(root)/'convert.json', 'record of rrn.data.convert')
-    samples = read_refer(root, field(record, 'name', str, 'convert.json'), field(record, 'by', str, 'convert.json'))
-    called = check_set_name(field(dict(dataset='own') | record, 'dataset', str, 'convert.json'))
+    samples = read_refer(root, required_field(record, 'name', str, 'convert.json'), required_field(record, 'by', str, 'convert.json'))
+    called = check_set_name(required_field(dict(dataset='own') | record, 'dataset', str, 'convert.json'))
     return ReferringDataset(called, Path(root), by_split(samples, ['train', 'val', 'test']), 'converted')
 
 # %% ../../nbs/2_data/08_convert.ipynb #03a8e572

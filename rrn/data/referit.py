@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 import numpy as np
 from ..common.core import file_bytes, read_json, RRNError
-from ..common.untrusted import checked_size, need
+from ..common.untrusted import checked_size, required_file
 from .refer import ReferringDataset, Sample
 
 # %% ../../nbs/2_data/02_referit.ipynb #8fa96dfd
@@ -68,7 +68,7 @@ class MatMask:
 
     def decode(self) -> np.ndarray:   # (H, W)
         "The mask, bool (H, W). Raises `RRNError` naming the file if it is missing, damaged or not such a mask."
-        need(self.path, 'referit')
+        required_file(self.path, 'referit')
         room = 8 * self.height * self.width + (1 << 20)                 # the mask in the widest numbers, and little else
         data = file_bytes(self.path, 'mask', limit=room + (16 << 20))
         room = min(room, 100 * len(data) + (32 << 20))
@@ -122,7 +122,7 @@ MAX_TABLE = 64 << 20    # bytes; the largest of the real ones has 5 million
 
 def read_table(path) -> dict:
     "A JSON file with an object at the top; `RRNError` if it is missing or something else."
-    size = need(path, 'referit').stat().st_size
+    size = required_file(path, 'referit').stat().st_size
     if size > MAX_TABLE:
         raise RRNError(f"{path} has {size:,} bytes, more than the {MAX_TABLE:,} that such a file may have.")
     table = read_json(path, 'ReferIt file')

@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.io import savemat
-from ..common.core import (as_path, derived_rng, locked, one_of, optional, process_pool, read_json, repo_root,
+from ..common.core import (as_path, derived_rng, locked, one_of, optional_module, process_pool, read_json, repo_root,
                              RRNError)
-from ..common.core import sweep, whole_file, write_json, writing
+from ..common.core import remove_leftovers, whole_file, write_json, writing
 from ..common.notebook import progress_bar
 from .refer import by_split, IMAGE_FOLDER, read_refer, ReferringDataset
 from .datasets import register_dataset
 from .referit import read_referit
 
-coco = optional('pycocotools.mask', 'drawing the masks of COCO')
+coco = optional_module('pycocotools.mask', 'drawing the masks of COCO')
 
 # %% ../../nbs/2_data/04_shapes.ipynb #2ba43972
 def arc(radius, start, stop, n, cx=0.):
@@ -551,7 +551,7 @@ def ensure(kind:str,      # 'unc', 'unc+', 'gref' or 'referit'
     there = lambda: stamped(root, family) == stamp(seed, sizes)
     if there(): return root
     with locked(root):
-        sweep(root)                                # what a killed drawing was writing
+        remove_leftovers(root)                                # what a killed drawing was writing
         if not there(): (write_referit if kind == 'referit' else write_refer)(root, seed, sizes, **how)
     return root
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SENTENCES_PER_IMAGE', 'PHOTOGRAPHS', 'SCENES', 'IDLE', 'sentences_there', 'sentences_per_image', 'sentences_shown',
-           'counted', 'shapes_of_cnn', 'cnn_operations', 'head_operations', 'alike', 'step_operations',
-           'evaluation_operations', 'Rate', 'probe', 'probes_file', 'probed', 'rate', 'duration', 'is_remembered',
-           'changed', 'fast_seconds', 'cost_text']
+           'count_operations', 'shapes_of_cnn', 'cnn_operations', 'head_operations', 'alike', 'step_operations',
+           'evaluation_operations', 'Rate', 'probe', 'seconds_for', 'probes_file', 'probed', 'rate', 'duration',
+           'is_remembered', 'changed_fields', 'fast_seconds', 'cost_text']
 
 # %% ../../nbs/3_experiments/01_cost.ipynb #640a8640
 import math, statistics, time
@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-import rrn.baselines                  # adds the paper's other systems
 from ..backbone import build_backbone
 from ..common.core import device_name, read_json, repo_root, RRNError, write_json
 from ..evaluate import autocast
 from ..loss import segmentation_loss
-from ..model import Config, HEADS, PRESETS, RRN
+from ..model import Config, PRESETS, RRN, SYSTEMS
 from ..common.pretrained import RANDOM
 from ..refine import parse_pyramid
 
@@ -43,8 +42,8 @@ def sentences_shown(c:Config) -> int:
     return round(c.iterations * c.images_per_batch * sentences_per_image(c))
 
 # %% ../../nbs/3_experiments/01_cost.ipynb #d312d8ee
-def counted(work) -> int:
-    "Operations of `work()`."
+def count_operations(work) -> int:
+    "Multiplications and additions that `work()` does in products and convolutions."
     with FlopCounterMode(display=False) as counter: work()
     return counter.get_total_flops()
 
@@ -54,7 +53,7 @@ def shapes_of_cnn(backbone:str, output_stride:int, image_size:int) -> tuple:
     with FakeTensorMode():
         net, image = build_backbone(backbone, None, output_stride), torch.zeros(1, 3, image_size, image_size)
         maps = {}
-        operations = counted(lambda: maps.update(net(image)))
+        operations = count_operations(lambda: maps.update(net(image)))
     return operations, {m: tuple(f.shape[1:]) for m, f in maps.items()}
 
 def cnn_operations(c:Config) -> int:
@@ -76,7 +75,7 @@ def alike(c:Config) -> Config:
 
 @lru_cache(maxsize=256)
 def _head_operations(c, sentences):
-    on_map = lambda side: counted(_head_step(replace(c, image_size=side * c.output_stride), sentences))
+    on_map = lambda side: count_operations(_head_step(replace(c, image_size=side * c.output_stride), sentences))
     few, more = on_map(4), on_map(8)
     a_position = (more - few) / (8**2 - 4**2)
     return few + a_position * ((c.image_size / c.output_stride)**2 - 4**2)
@@ -84,7 +83,7 @@ def _head_operations(c, sentences):
 def _head_step(c, sentences):
     "Forward and backward of a head on maps of noise, as a function."
     shapes = shapes_of_cnn(c.backbone, c.output_stride, c.image_size)[1]
-    head = HEADS[c.system](c, {m: shape[0] for m, shape in shapes.items()}, 9, shapes['C5'][1:])
+    head = SYSTEMS[c.system](c, {m: shape[0] for m, shape in shapes.items()}, 9, shapes['C5'][1:])
     maps = {m: torch.rand(1, *shape) for m, shape in shapes.items()}
     words = torch.zeros(sentences, c.max_words, dtype=torch.long)
     words[:, -4:] = 5
@@ -119,7 +118,7 @@ def probe(c:Config, device, steps=20, limit=30., remembered=False) -> Rate:
     maps = model.features(*_noise(c, device, S)[:1]) if remembered else None
     start, taken = time.perf_counter(), []
     while len(taken) <= steps and (len(taken) < 2 or time.perf_counter() - start < limit):
-        taken.append(_seconds(lambda: _step(model, optimiser, _noise(c, device, S), maps), device))
+        taken.append(seconds_for(lambda: _step(model, optimiser, _noise(c, device, S), maps), device))
     return Rate(statistics.median(taken[1:]), len(taken) - 1, step_operations(c, remembered), device_name(device))
 
 def _noise(c, device, S):
@@ -141,9 +140,11 @@ def _step(model, optimiser, batch, maps=None):
     loss.backward()
     optimiser.step()
 
-def _seconds(work, device):
+def seconds_for(work, device) -> float:
+    "How long `work()` takes until the device has finished it: a GPU works on after a call returns."
     wait = torch.cuda.synchronize if device.type == 'cuda' else (lambda: None)
-    wait(); start = time.perf_counter()
+    wait()
+    start = time.perf_counter()
     work()
     wait()
     return time.perf_counter() - start
@@ -181,7 +182,7 @@ def is_remembered(c:Config, images:int) -> bool:
     read = {'C5', *parse_pyramid(c.pyramid)}
     return not c.finetune and images * 4 * sum(math.prod(shapes[m]) for m in read) <= 2 << 30
 
-def changed(a:Config, b:Config) -> str:
+def changed_fields(a:Config, b:Config) -> str:
     "'lr 0.00025 -> 0.001, ...': what is other in `b`."
     pairs = {k: (getattr(a, k), getattr(b, k)) for k in a.__dataclass_fields__}
     return ', '.join(f'{k} {old} -> {new}' for k, (old, new) in pairs.items() if old != new)
@@ -207,7 +208,7 @@ def cost_text(c:Config,
     fast = replace(c, **PRESETS['fast'])
     seconds, how = fast_seconds(c, fast, measured, device, file)
     takes = f"about {duration(seconds * fast.iterations)} ({how})"
-    return f"{text}\npreset=fast: {_steps(fast)}: {takes}. It changes {changed(c, fast)}."
+    return f"{text}\npreset=fast: {_steps(fast)}: {takes}. It changes {changed_fields(c, fast)}."
 
 def _steps(c):
     "'700,000 steps of one image with one sentence, 700,000 sentences'"
