@@ -342,6 +342,7 @@ def write_set(root:Path, data:dict, files:dict, entries:list, record:dict, link:
     dump_json(root/record['name']/'instances.json', data)
     with whole_file(root/record['name']/f"refs({record['by']}).p", 'wb') as f: pickle.dump(entries, f, protocol=2)
     write_json(root/'convert.json', record)
+    read_refer(root, record['name'], record['by'])                    # what cannot be read back is not left behind
 
 def given_or_generated(data:dict, given, seed:int, most:int, smallest:float, progress:bool) -> list:
     "The expressions given, checked to be about annotated objects, or generated ones."
@@ -403,15 +404,14 @@ def convert(instances,                  # COCO-format annotations, .json
     data, files = read_annotations(instances, images, keep_names, {e.annotation for e in given} if given else None)
     expressions = given_or_generated(data, given, seed, most, smallest, progress)
     data, files = drop_undescribed(data, files, expressions)
-    has_split = bool(expressions[0].split)
-    split_of = given_splits(expressions, data) if has_split else split_images(files, fractions, seed)
+    split_of = given_splits(expressions, data) if expressions[0].split else split_images(files, fractions, seed)
     record = dict(dataset=name, name=layout, by=by, instances=Path(instances).name,
                   sentences=Path(sentences).name if sentences else 'made from the annotations', seed=seed,
-                  fractions=None if has_split else list(fractions), images=len(files), written=len(expressions))
+                  fractions=None if expressions[0].split else list(fractions), images=len(files),
+                  written=len(expressions))
     entries = ref_entries(described_objects(expressions, data, split_of))
     with new_folder(out) as root:
         write_set(root, data, files, entries, record, link, progress)
-        read_refer(root, layout, by)                                  # what cannot be read back is not left behind
     return open_own(out)
 
 # %% ../../nbs/2_data/08_convert.ipynb #59784519
