@@ -6,7 +6,7 @@
 __all__ = ['LEAST_GAP', 'LEAST_RATIO', 'SMALLEST', 'View', 'Object', 'views_of', 'clear_first', 'clearly_at_side',
            'clearly_of_size', 'alone_in_relation', 'referents_in_view', 'referent', 'class_words', 'objects_of',
            'speakable', 'phrases_for', 'wordings', 'sentences_for', 'Expression', 'generate', 'expression_of',
-           'sentence_rows', 'table_rows', 'read_sentences', 'split_images', 'split_sizes', 'given_splits',
+           'expression_rows', 'table_rows', 'read_sentences', 'split_images', 'split_sizes', 'given_splits',
            'own_picture', 'new_name', 'unique_ids', 'renamed_pictures', 'read_annotations', 'described_objects',
            'place_picture', 'drop_undescribed', 'dump_json', 'write_set', 'given_or_generated', 'open_own',
            'check_set_name', 'check_names', 'convert', 'main']
@@ -190,7 +190,7 @@ def expression_of(row:dict, where:str) -> Expression:
         raise RRNError(f"{where} has a split {repr(split)[:80]}; expected a word such as train.")
     return Expression(int(id), ' '.join(sentence.split()), split.strip())
 
-def sentence_rows(path:Path) -> list:
+def expression_rows(path:Path) -> list:
     "The rows of a .csv or .json file, not yet looked at."
     if path.suffix.lower() == '.json': return read_json(path, 'sentences')
     if not path.is_file(): raise RRNError(f"Sentences {path} are missing.")
@@ -397,7 +397,7 @@ def convert(instances,                  # COCO-format annotations, .json
             name:str='own',             # of the new set, for records of runs; it is opened as 'own' all the same
             layout:str='refcocog',      # folder in the layout
             by:str='umd',               # who split it, in the layout's words
-            fractions:tuple[float, float, float]=(.8, .1, .1),     # train, val, test, of the pictures; not used if the sentences have a split
+            fractions:tuple[float, float, float]=(.8, .1, .1),     # train, val, test, unless sentences have a split
             seed:int=0,                 # of splits and made sentences
             keep_names:bool=False,      # keep file names instead of giving COCO's
             link:bool=False,            # hard-link pictures instead of copying them
