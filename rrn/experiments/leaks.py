@@ -8,7 +8,7 @@ __all__ = ['imagehash', 'COCO_NAME', 'FULL_NAME', 'ENDINGS', 'READ', 'EXAMINED',
            'names_in_refs', 'read_training', 'as_training', 'best_of', 'in_folder', 'is_here', 'Split', 'splits_in',
            'picture_family', 'all_splits', 'shared_pictures', 'leak_table', 'own_table', 'look_of', 'looks',
            'near_pairs', 'Alike', 'eval_files', 'look_alikes', 'read_score_file', 'part_of', 'scores_without',
-           'leaks_page', 'data_notes', 'unread_note', 'find_leaks', 'write_leaks']
+           'leaks_page', 'data_notes', 'unread_note', 'find_leaks', 'write_leaks', 'main']
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #084cf88d
 import contextlib, io, re
@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
+from ..common.command import as_command
 from ..common.core import as_path, file_bytes, one_of, optional_module, read_json, RRNError, whole_file, write_json
 from ..common.pictures import read_image
 from ..common.untrusted import safe_load
@@ -331,3 +332,9 @@ def write_leaks(folder:Path, text:str, found:dict, pairs:list):
     by_split = {f'{dataset} {split}': sorted(p.id for p in pictures) for (dataset, split), pictures in found.items()}
     alike = [dict(file=a.file, picture=a.picture.id, bits=a.bits) for a in pairs]
     write_json(folder/'leaks.json', dict(pictures=by_split, alike=alike))
+
+# %% ../../nbs/3_experiments/17_leaks.ipynb #3b18fb00
+@as_command('leaks', find_leaks)
+def main(training:tuple[str, ...]=(), **given):
+    "Find pictures of val and test that were trained on."
+    print(find_leaks(training, **given))

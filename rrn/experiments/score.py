@@ -12,10 +12,11 @@ __all__ = ['PLACED', 'WARPED_SIZE', 'LOW', 'RELEASED_THRESHOLD', 'KEYS', 'BATCH'
            'score_table', 'difference_table', 'fault_table', 'protocol_notes', 'breakdowns', 'by_targets',
            'reading_note', 'score_page', 'against_parts', 'fault_parts', 'interval_note', 'comparison_note',
            'record_of_others', 'keep_scores', 'seed_key', 'data_fact', 'score_file', 'set_entry', 'scored_of',
-           'few_workers', 'safe_name', 'cleared', 'check_faultless', 'count_sets', 'data_note', 'score_predictions']
+           'few_workers', 'safe_name', 'cleared', 'check_faultless', 'count_sets', 'data_note', 'score_predictions',
+           'main']
 
 # %% ../../nbs/3_experiments/16_score.ipynb #4f497d7e
-import hashlib, os, re
+import hashlib, os, re, sys
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from ..common.command import as_command, WrongWords
 from ..common.core import code_version, derived_rng, one_of, process_pool, RRNError, versions, whole_file, write_json
 from ..data.datasets import open_dataset, READERS
 from ..data.doctor import data_folder
@@ -632,3 +634,12 @@ def score_predictions(
     text = score_page(a, b, f'{run.name} on {on}', data_note(opened), draws)
     with whole_file(place.with_suffix('.md')) as f: f.write(text)
     return place.with_suffix('.md')
+
+# %% ../../nbs/3_experiments/16_score.ipynb #e7412777
+@as_command('score', score_predictions)
+def main(predictions:tuple[str, ...], **given):
+    "Score anyone's masks under every protocol."
+    if not predictions: raise WrongWords('give predictions to score')
+    page = score_predictions(predictions, **given)
+    print(page.read_text())
+    print(f'written to {page}', file=sys.stderr)
