@@ -3,7 +3,7 @@ import pytest
 from rrn.batches import Reader
 from rrn.common.core import RRNError, seed_everything
 from rrn.data.shapes import open_shapes
-from rrn.evaluate import BINS, breakdown, evaluate, ROW, sentences_shown, summary, telling_rows
+from rrn.evaluate import BINS, breakdown, evaluate, ROW, sentences_given, summary, telling_rows
 from rrn.model import preset, RRN
 from rrn.text import Vocabulary
 
@@ -45,10 +45,10 @@ def test_how_images_are_batched_changes_nothing(model_and_reader, rows, samples)
 
 
 def test_sentences_that_are_shown(samples):
-    shown = sentences_shown(samples, 'shuffled')
-    assert sorted(shown.values()) == sorted(s.sentence for s in samples) and shown != sentences_shown(samples, 'own')
-    assert set(sentences_shown(samples, 'none').values()) == {''}
-    with pytest.raises(RRNError, match='Allowed'): sentences_shown(samples, 'other')
+    shown = sentences_given(samples, 'shuffled')
+    assert sorted(shown.values()) == sorted(s.sentence for s in samples) and shown != sentences_given(samples, 'own')
+    assert set(sentences_given(samples, 'none').values()) == {''}
+    with pytest.raises(RRNError, match='Allowed'): sentences_given(samples, 'other')
 
 
 def test_breakdowns_and_telling_rows(rows):
