@@ -26,7 +26,7 @@ from ..backbone import cnn_checksum, LEVELS
 from ..batches import group_by_image, Reader, TrainingOrder
 from ..common.team import this_team
 from ..crf import make_crf
-from ..evaluate import evaluate, summary, WORDS
+from ..evaluate import evaluate, SENTENCE_SOURCES, summary
 from ..features import feature_cache
 from ..model import Config, preset, PRESETS, RRN, SYSTEMS
 from ..common.pretrained import find_weights
@@ -357,7 +357,7 @@ def evaluate_splits(job:Job) -> dict:
     found = {}
     for split in job.splits:
         unknown = unknown_share(job.vocabulary, [s.sentence for s in job.samples(split)])
-        for words in WORDS if job.options['controls'] else ['own']:
+        for words in SENTENCE_SOURCES if job.options['controls'] else ['own']:
             label = f'{job.label} {split}{CONTROLS[words]}'
             found[label] = evaluate_as(job, label, split, words, unknown_words=unknown)
     return found
