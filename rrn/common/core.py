@@ -7,15 +7,14 @@ __all__ = ['CANNOT_WRITE', 'PACKAGES', 'RRNError', 'one_of', 'imported', 'Regist
            'assets', 'writing', 'whole_file', 'remove_leftovers', 'write_json', 'write_bytes', 'file_bytes',
            'sha256_of', 'read_json', 'as_path', 'seed_everything', 'derived_rng', 'pick_device', 'versions',
            'code_version', 'device_name', 'locked', 'keep_freed_memory', 'process_pool', 'NotInstalled',
-           'MissingPackage', 'optional_module', 'new_folder', 'CommandLine', 'field_comments', 'settings_help']
+           'MissingPackage', 'optional_module', 'new_folder']
 
 # %% ../../nbs/4_common/00_core.ipynb #94af2275
-import argparse, contextlib, difflib, errno, hashlib, importlib, importlib.metadata, inspect, json, multiprocessing
-import os, platform, random, re, shutil, subprocess, tempfile, threading, traceback, zlib
+import contextlib, difflib, errno, hashlib, importlib, importlib.metadata, json, multiprocessing, os, platform
+import random, re, shutil, subprocess, tempfile, threading, traceback, zlib
 from collections import UserDict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import fields
 from pathlib import Path
 import numpy as np
 import psutil
@@ -323,22 +322,3 @@ def new_folder(path):
         except OSError as e:
             raise RRNError(f"{path} cannot be written ({e}). Make room, or choose another disk.") from e
         finally: shutil.rmtree(part, ignore_errors=True)
-
-# %% ../../nbs/4_common/00_core.ipynb #9c80b1f3
-class CommandLine(argparse.ArgumentParser):
-    "The arguments of a command; a wrong one ends it with status 2 and one line."
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def error(self, message): self.exit(2, f'error: {message} (see {self.prog} --help)\n')
-
-def field_comments(source:str) -> dict:
-    "Field -> the comment behind it in the source of a dataclass; '' for none."
-    return dict(re.findall(r'^ +(\w+): \w+ = [^#\n]*(?:# *(.*))?$', source, re.M))
-
-def settings_help(kind) -> str:
-    "A line for each field of a dataclass: name, default, comment (none where there is no source, as in a notebook)."
-    comments = {}
-    with contextlib.suppress(OSError, TypeError): comments = field_comments(inspect.getsource(kind))
-    lines = [f"{f'  {f.name}={f.default}':<32}{comments.get(f.name, '')}" for f in fields(kind)]
-    return '\n'.join(map(str.rstrip, lines))

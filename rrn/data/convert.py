@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SIDES', 'RELATIONS', 'MARGIN', 'RATIO', 'SMALLEST', 'View', 'Object', 'views_of', 'Phrase', 'coordinate', 'related',
            'first_of', 'pick_related', 'meant_in', 'meant', 'class_words', 'objects_of', 'speakable', 'phrases_for',
-           'wordings', 'sentences_for', 'Said', 'generate', 'said_of', 'read_sentences', 'split_images', 'split_sizes',
-           'given_splits', 'own_picture', 'new_name', 'unique_ids', 'read_own', 'ref_entries', 'place_picture',
-           'only_spoken_of', 'dump_json', 'put_together', 'sentences_or_made', 'open_own', 'check_set_name', 'convert',
-           'main']
+           'wordings', 'sentences_for', 'Said', 'generate', 'said_of', 'table_rows', 'read_sentences', 'split_images',
+           'split_sizes', 'given_splits', 'own_picture', 'new_name', 'unique_ids', 'read_own', 'ref_entries',
+           'place_picture', 'only_spoken_of', 'dump_json', 'put_together', 'sentences_or_made', 'open_own',
+           'check_set_name', 'convert', 'main']
 
 # %% ../../nbs/2_data/08_convert.ipynb #cb91aed8
 import csv, io, json, os, pickle, re, shutil, sys
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePosixPath
 import numpy as np
-from ..common.core import (CommandLine, derived_rng, file_bytes, new_folder, one_of, read_json, RRNError,
+from ..common.command import as_command
+from ..common.core import (derived_rng, file_bytes, new_folder, one_of, read_json, RRNError,
                              whole_file, write_json)
 from ..common.pictures import open_picture
 from ..common.notebook import progress_bar
@@ -196,16 +197,18 @@ def said_of(row:dict, where:str) -> Said:
     if not isinstance(split, str) or not re.fullmatch('[A-Za-z0-9_+-]{0,20}', split.strip()): raise RRNError(f"{where} has a split {repr(split)[:80]}; expected a word such as train.")
     return Said(int(id), ' '.join(sentence.split()), split.strip())
 
+def table_rows(path, what) -> list:
+    "The rows of a CSV file as dicts. `RRNError`, beginning with `what`, if it is none."
+    if not Path(path).is_file(): raise RRNError(f"{what} {path} are missing.")
+    text = file_bytes(path, what.lower())
+    try: return list(csv.DictReader(io.StringIO(text.decode('utf-8-sig'), newline=''), strict=True))
+    except (ValueError, csv.Error) as e: raise RRNError(f"{what} {path} are no CSV file in UTF-8 ({e}).") from e
+
 def read_sentences(path    # .csv, or .json with a list
                   ) -> list:
     "The sentences in a file, as `Said`. `RRNError` names the row that is wrong."
     path = Path(path)
-    if path.suffix.lower() == '.json': rows = read_json(path, 'sentences')
-    else:
-        if not path.is_file(): raise RRNError(f"Sentences {path} are missing.")
-        text = file_bytes(path, 'sentences')
-        try: rows = list(csv.DictReader(io.StringIO(text.decode('utf-8-sig'), newline=''), strict=True))
-        except (ValueError, csv.Error) as e: raise RRNError(f"Sentences {path} are no CSV file in UTF-8 ({e}).") from e
+    rows = read_json(path, 'sentences') if path.suffix.lower() == '.json' else table_rows(path, 'Sentences')
     if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
         raise RRNError(f"Sentences {path} are no list of rows with annotation_id and sentence.")
     said = [said_of(row, f"{path}: row {n}") for n, row in enumerate(rows, 1)]
@@ -367,11 +370,11 @@ def check_set_name(name:str):
 def convert(instances,                  # COCO-format annotations, .json
             images,                     # folder of the pictures
             out,                        # folder of the new data set
-            sentences=None,             # .csv or .json of `read_sentences`; None: make them
+            sentences:str='',           # .csv or .json with annotation_id, sentence and perhaps split; '': make them
             name:str='own',             # of the new set, for records of runs; it is opened as 'own' all the same
             layout:str='refcocog',      # folder in the layout
             by:str='umd',               # who split it, in the layout's words
-            fractions=(.8, .1, .1),     # train, val, test, of the pictures; not used if the sentences have a split
+            fractions:tuple[float, float, float]=(.8, .1, .1),     # train, val, test, of the pictures; not used if the sentences have a split
             seed:int=0,                 # of splits and made sentences
             keep_names:bool=False,      # keep file names instead of giving COCO's
             link:bool=False,            # hard-link pictures instead of copying them
@@ -397,30 +400,15 @@ def convert(instances,                  # COCO-format annotations, .json
     return open_own(out)
 
 # %% ../../nbs/2_data/08_convert.ipynb #59784519
-def main(argv=None) -> int:
-    "Command line of `rrn.data.convert`; the exit status."
-    parser = CommandLine(prog='python -m rrn.convert', description="Make a data set of your own pictures. See the notebook convert.")
-    parser.add_argument('instances', help="annotations in COCO's format, .json")
-    parser.add_argument('images', help="folder of the pictures")
-    parser.add_argument('out', help="folder of the new data set")
-    parser.add_argument('--sentences', help=".csv or .json with annotation_id, sentence and perhaps split; without, sentences are made")
-    parser.add_argument('--fractions', type=float, nargs=3, default=(.8, .1, .1), metavar=('TRAIN', 'VAL', 'TEST'), help="parts of the pictures")
-    parser.add_argument('--seed', type=int, default=0, help="of splits and made sentences")
-    parser.add_argument('--name', default='own', help="of the new set, in records of runs")
-    parser.add_argument('--layout', default='refcocog', help="folder in the layout")
-    parser.add_argument('--by', default='umd', help="who split it, in the layout's words")
-    parser.add_argument('--keep-names', action='store_true', help="keep file names instead of giving COCO's")
-    parser.add_argument('--link', action='store_true', help="hard-link pictures instead of copying them")
-    parser.add_argument('--quiet', action='store_true', help="no progress bars")
-    given = vars(parser.parse_args(argv))
-    given['progress'] = not given.pop('quiet')
-    try: dataset = convert(**given)
-    except RRNError as e:
-        print(e, file=sys.stderr)
-        return 1
+@as_command('convert', convert, without=['progress'])
+def main(instances:str, images:str, out:str,
+         *, quiet:bool=False,    # no progress bars
+         **given):
+    """Make a data set of your own pictures.
+    How to begin stands in docs/own-data.md."""
+    dataset = convert(instances, images, out, progress=not quiet, **given)
     print(dataset.counts().to_string())
-    print(f"Examine it: python -m rrn.doctor own {given['out']}")
-    print(f"Train on it: papermill nbs/train.ipynb out.ipynb -p dataset own -p data_root {given['out']}")
-    return 0
+    print(f"Examine it: rrn doctor own {out}")
+    print(f"Train on it: papermill nbs/train.ipynb out.ipynb -p dataset own -p data_root {out}")
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

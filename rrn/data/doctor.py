@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pycocotools.mask as coco
-from ..common.core import CommandLine, one_of, process_pool, read_json, RRNError, write_json
+from ..common.command import as_command
+from ..common.core import one_of, process_pool, read_json, RRNError, write_json
 from ..common.notebook import progress_bar
 from ..common.pictures import read_image
 from .datasets import READERS
@@ -368,8 +369,8 @@ def data_folder(dataset:str, root) -> Path:
     if str(root) not in ('', '.'): return Path(root)
     return default_root() if dataset.startswith('shapes-') else Path('data')
 
-def examine(dataset:str,          # a name that `open_dataset` knows, or 'own' for what `rrn.data.convert` wrote
-            root='',              # folder of the data
+def examine(dataset:str,          # unc, unc+, gref, gref-umd, referit, shapes-unc and so on, or own: what `rrn convert` wrote
+            root:str='',          # folder of the data; '': data, or where the embedded sets lie
             workers:int=0,        # processes for pictures; 0 and 1: this one
             limit:int=0,          # decode at most so many pictures, evenly spaced; 0: all
             progress:bool=True    # show a bar
@@ -388,22 +389,16 @@ def examine(dataset:str,          # a name that `open_dataset` knows, or 'own' f
     return Report(dataset, root, counts_of(splits), vocabulary_table(splits), len(pictures), looked, findings.ordered())
 
 # %% ../../nbs/2_data/07_doctor.ipynb #72da2366
-def main(argv=None) -> int:
-    "Command line of `rrn.data.doctor`; the exit status."
-    parser = CommandLine(prog='python -m rrn.doctor', description="Examine a data set on disk; nothing is changed.")
-    parser.add_argument('dataset', help=', '.join(READERS))
-    parser.add_argument('root', nargs='?', default='', help="folder of the data; default data, or where the embedded sets lie")
-    parser.add_argument('--workers', type=int, default=0, help="processes that decode pictures")
-    parser.add_argument('--limit', type=int, default=0, help="decode at most so many pictures")
-    parser.add_argument('--json', default='', help="write the report to this file as well")
-    parser.add_argument('--quiet', action='store_true', help="no progress bar")
-    given = parser.parse_args(argv)
-    try: report = examine(given.dataset, given.root, given.workers, given.limit, not given.quiet)
-    except RRNError as e:
-        print(e, file=sys.stderr)
-        return 1
+@as_command('doctor', examine, without=['progress'])
+def main(dataset:str, root:str='',
+         *, json:str='',         # write the report to this file as well
+         quiet:bool=False,       # no progress bar
+         **given):
+    """Examine a data set on disk; nothing is changed.
+    Exit status 1 says that there are errors."""
+    report = examine(dataset, root, progress=not quiet, **given)
     print(report.text())
-    if given.json: write_json(given.json, report.to_dict())
+    if json: write_json(json, report.to_dict())
     return report.status
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
