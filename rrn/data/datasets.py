@@ -13,7 +13,7 @@ from .referit import read_referit
 
 # %% ../../nbs/2_data/03_datasets.ipynb #afd5b8f9
 READERS = Registry({name: partial(open_refer, name) for name in REFER_SETS})      # name -> function of a root folder
-READERS |= {'referit': read_referit, 'own': 'rrn.data.convert:open_own'}
+READERS |= {'referit': read_referit, 'grefcoco': 'rrn.data.grefs:open_grefs', 'own': 'rrn.data.convert:open_own'}
 
 def register_dataset(name:str,   # what users will call it
                      opener      # function of a root folder that returns a `ReferringDataset`

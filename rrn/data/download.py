@@ -128,7 +128,8 @@ def make_opener(pace) -> urllib.request.OpenerDirector:
     "An opener that knows http and https and nothing else; all its answers go past one `Pace`."
     opener = urllib.request.OpenerDirector()
     for handler in (urllib.request.ProxyHandler(), PacedHTTPHandler(pace), PacedHTTPSHandler(pace),
-                    WebRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()):
+                    WebRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(),
+                    urllib.request.HTTPErrorProcessor()):
         opener.add_handler(handler)
     opener.addheaders = [('User-Agent', 'rrn')]
     return opener

@@ -99,6 +99,8 @@ class Matrix:
     folder: str = ''                # of its runs; '': runs/, and published records where there are none
     fresh: bool = False             # whether published records are left alone, so that every run is made here
     allow_skipped: bool = False     # whether runs count that were evaluated without pictures that could not be read
+    external: tuple = ()            # records of other systems' predictions, made by `rrn score`: a row each below Table 2
+    external: tuple = ()            # records of other systems' predictions, made by `rrn score`: a row each below Table 2
     segmentation: str = ''          # weights of the segmentation model in Figure 1, for photographs: '<backbone>,<head>' of the mobile DeepLab, or a torchvision file
 
     def __post_init__(self): check_matrix(self)
@@ -266,7 +268,8 @@ def is_published(run:Run) -> bool:
 def reports_folder(matrix:Matrix) -> Path:
     "Where tables and figures go: reports/ if all runs of a matrix are there and published, else beside the runs."
     cells = matrix.cells()
-    names, usual = [c.run for c in cells], [c.run for c in MATRICES[matrix.name].cells()]
+    names, usual = [c.run for c in cells] + [*matrix.external], [c.run for c in MATRICES[matrix.name].cells()]
+    names += matrix.external
     published = names == usual and all(record_state(matrix, c) == 'published' for c in cells)
     if published and not matrix.folder: return repo_root()/'reports'
     other = '' if names == usual else '-' + hashlib.sha256(' '.join(names).encode()).hexdigest()[:6]

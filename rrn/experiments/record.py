@@ -57,6 +57,7 @@ class MaskSources:
 
     def digest(self, mask):
         "A hash of an outline; of a file of its own, name and size."
+        if hasattr(mask, 'parts'): return ' '.join(map(self.of, mask.parts))              # the union of several
         if not isinstance(mask, CocoMask):
             return f'{Path(mask.path).name} {_size(mask.path)}' if hasattr(mask, 'path') else f'{mask}'
         outline = self.read(mask.segmentation) if isinstance(mask.segmentation, InFile) else mask.segmentation
