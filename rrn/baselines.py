@@ -10,7 +10,7 @@ __all__ = ['VOC', 'MultimodalLSTM', 'stretch', 'RMIHead', 'VGG16FCN', 'as_convol
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .backbone import Backbone, build_backbone, cnn_state, COLOURS, ResNet101
+from .backbone import Backbone, build_backbone, cnn_state, COLOUR_STATISTICS, ResNet101
 from .common.weight_files import fit_weights, load_weights
 from .common.core import one_of, RRNError
 from .fusion import Fusion, l2_normalise, SentenceEncoder, words_first
@@ -118,7 +118,7 @@ class VGG16FCN(Backbone):
                 ):
         from torchvision.models import vgg
         if output_stride != 32: raise RRNError(f"vgg16_fcn has a stride of 32, not {output_stride}; set output_stride=32.")
-        super().__init__('vgg16_fcn', dict(C5=widths[2]), dict(C5=32), dict(C4='conv', C5='fc8'), *COLOURS['imagenet'])
+        super().__init__('vgg16_fcn', dict(C5=widths[2]), dict(C5=32), dict(C4='conv', C5='fc8'), *COLOUR_STATISTICS['imagenet'])
         self.conv = vgg.make_layers(vgg.cfgs['D'])
         for layer in self.conv:
             if isinstance(layer, nn.MaxPool2d): layer.ceil_mode = True           # TensorFlow's SAME: no row is dropped

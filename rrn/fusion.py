@@ -22,7 +22,7 @@ def words_first(words   # (S, T) int64, 0 is padding
 # %% ../nbs/1_paper/03_fusion.ipynb #3d0ee926
 class WordLSTM(nn.LSTM):
     "An LSTM that computes in 32 bits also where the rest of the network computes in bf16 (autocast)."
-    def forward(self, x, hx=None):
+    def forward(self, x, hx=None):                              # (S, T, embed_dim)
         with torch.autocast(x.device.type, enabled=False): return super().forward(x, hx)
 
 class SentenceEncoder(nn.Module):
@@ -42,12 +42,14 @@ class SentenceEncoder(nn.Module):
         self.lstm.bias_hh_l0.requires_grad_(False)
 
     def forward(self, words):           # (S, T) int64, left-padded with 0
+        "Sentences s (S, D_S); zeros where nothing is said."
         words, lengths = words_first(words)
-        longest = words.shape[1] if words.is_cuda else max(int(lengths.max()), 1)     # padding wastes steps, but asking a GPU is worse
+        # padding wastes steps on a processor; asking a GPU how long the longest sentence is would waste more
+        longest = words.shape[1] if words.is_cuda else max(int(lengths.max()), 1)
         states, _ = self.lstm(self.embedding(words[:, :longest]))         # (S, T, D_S)
         last = (lengths - 1).clamp(min=0)
         s = states[torch.arange(len(words), device=words.device), last]   # (S, D_S)
-        return s * (lengths > 0)[:, None]                                 # nothing said: the LSTM's zero state
+        return s * (lengths > 0)[:, None]
 
 # %% ../nbs/1_paper/03_fusion.ipynb #8cba1b6e
 def l2_normalise(x, dim=1, eps=1e-12):
@@ -64,6 +66,7 @@ def sentences_of_images(image_of, images:int):
     if image_of is None or images == 1 or (image_of[1:] < image_of[:-1]).any(): return None
     return torch.bincount(image_of, minlength=images).tolist()
 
+# %% ../nbs/1_paper/03_fusion.ipynb #e105b7a6
 class Fusion(nn.Module):
     "Project C5, normalise, and fuse with sentence and coordinates to q (section 3.2)."
     def __init__(self,
@@ -77,13 +80,14 @@ class Fusion(nn.Module):
         self.fuse = nn.Conv2d(D_I + D_S + 8, D_Q, 1)
         self.widths = D_I, D_S, 8
         self.register_buffer('places', torch.zeros(8, 0, 0), persistent=False)
-        nn.init.normal_(self.fuse.weight, std=(2 / 4.5)**.5)          # inputs have a squared length of 1 + 1 + about 2.5
+        nn.init.normal_(self.fuse.weight, std=(2 / 4.5)**.5)      # inputs have a squared length of 1 + 1 + about 2.5
 
     def where(self, h, w):
-        "Coordinates of an (h, w) map, kept on the weights' device: they are the same at every step."
+        "Coordinates (8, h, w) of a map, kept on the weights' device: they are the same at every step."
         if self.places.shape[-2:] != (h, w):
-            with torch.inference_mode(False): self.places = coordinates(h, w).to(self.fuse.weight.device)
-        return self.places                                                    # (8, h, w)
+            with torch.inference_mode(False):
+                self.places = coordinates(h, w).to(self.fuse.weight.device)
+        return self.places
 
     def image_part(self, C5):                                                 # (B, C5, h, w)
         "What q takes from the image and the coordinates, bias included: (B, D_Q, h, w). Computed once per image."
@@ -97,8 +101,12 @@ class Fusion(nn.Module):
         W_S = self.fuse.weight.split(self.widths, 1)[1][:, :, 0, 0]
         return F.linear(l2_normalise(s), W_S)[..., None, None]
 
-    def forward(self, C5, s, image_of=None):
-        "q (S, D_Q, h, w) of sentences `s` (S, D_S) about images `C5` (B, C, h, w); sentence i is about image `image_of[i]`."
+    def forward(self,
+                C5,               # (B, C, h, w)
+                s,                # (S, D_S)
+                image_of=None     # (S,) int64: the image of each sentence; None: one sentence per image
+               ):                 # (S, D_Q, h, w)
+        "The map q of each sentence. `RRNError` if sentences and images do not match."
         image = for_sentences(self.image_part(C5), image_of)
-        if len(image) != len(s): raise RRNError(f"{len(s)} sentences about {len(image)} images: give image_of (one index a sentence).")
-        return F.relu(image + self.sentence_part(s))                          # (S, D_Q, h, w)
+        if len(image) == len(s): return F.relu(image + self.sentence_part(s))
+        raise RRNError(f"{len(s)} sentences about {len(image)} images: give image_of (one index a sentence).")

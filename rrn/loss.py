@@ -24,7 +24,8 @@ def bilinear(x:torch.Tensor,        # (S, C, h, w) float
     "Bilinear upsampling under either mapping of coordinates."
     if one_of('mapping', mapping, MAPPING) == 'tf': return bilinear_tf(x, tuple(size))
     rows, columns = (resize_matrix(a, b, x.dtype, x.device) for a, b in zip(x.shape[-2:], size))
-    with torch.autocast(x.device.type, enabled=False): return rows @ x @ columns.T          # (S, C, H, W)
+    with torch.autocast(x.device.type, enabled=False):
+        return rows @ x @ columns.T                                                         # (S, C, H, W)
 
 @lru_cache(maxsize=64)
 def resize_matrix(a:int, b:int, dtype, device) -> torch.Tensor:     # (b, a)
@@ -47,8 +48,8 @@ def upsample_probability(logits:torch.Tensor,    # (S, 1, h, w)
     one_of('upsample', upsample, UPSAMPLE)
     with torch.autocast(logits.device.type, enabled=False):
         z = _full(logits)
-        if upsample == 'logits': return bilinear(z, size, mapping).sigmoid()       # (S, 1, H, W)
-        return bilinear(z.sigmoid(), size, mapping)                             # (S, 1, H, W)
+        resized = bilinear(z if upsample == 'logits' else z.sigmoid(), size, mapping)       # (S, 1, H, W)
+        return resized.sigmoid() if upsample == 'logits' else resized
 
 # %% ../nbs/1_paper/05_loss.ipynb #c6deb054
 def _held(z, limit=80.):
@@ -71,32 +72,33 @@ REDUCTION = ('mean', 'sum')
 
 def _targets(logits, masks):
     "Masks as (S, 1, H, W) of the logits' type and device; `RRNError` if the two are not about the same sentences."
-    if logits.ndim != 4 or logits.shape[1] != 1 or masks.ndim != 3 or len(logits) != len(masks) or not len(masks):
-        raise RRNError("The loss wants logits (S, 1, h, w) and masks (S, H, W) of at least one sentence, not "
-                       f"{tuple(logits.shape)} and {tuple(masks.shape)}.")
-    return masks[:, None].to(logits.device, logits.dtype)
+    fit = logits.ndim == 4 and logits.shape[1] == 1 and masks.ndim == 3 and len(logits) == len(masks) > 0
+    if fit: return masks[:, None].to(logits.device, logits.dtype)
+    raise RRNError("The loss wants logits (S, 1, h, w) and masks (S, H, W) of at least one sentence, not "
+                   f"{tuple(logits.shape)} and {tuple(masks.shape)}.")
 
 def _subsample(target, size):
     "Every s-th pixel of (S, 1, H, W), s = H // h, as the released baselines do."
     step = max(1, target.shape[-2]//size[0])
     target = target[..., ::step, ::step]
-    if target.shape[-2:] != size:
-        raise RRNError(f"Every {step}th pixel of the masks makes {tuple(target.shape[-2:])}, but the logits are "
-                       f"{tuple(size)}. Use masks whose sides are multiples of the stride, or resolution='image'.")
-    return target
+    if target.shape[-2:] == size: return target
+    raise RRNError(f"Every {step}th pixel of the masks makes {tuple(target.shape[-2:])}, but the logits are "
+                   f"{tuple(size)}. Use masks whose sides are multiples of the stride, or resolution='image'.")
 
 # %% ../nbs/1_paper/05_loss.ipynb #7c3b4f86
 def segmentation_loss(logits:torch.Tensor,    # (S, 1, h, w) any float type
                       masks:torch.Tensor,     # (S, H, W) bool, or float in 0..1
                       resolution='image',     # compare at 'image' resolution (equation 4) or at 'feature' resolution
                       upsample='probability', # what is upsampled: 'probability' (the paper) or 'logits' (released)
-                      reduction='mean',       # over pixels: 'mean' (the paper) or 'sum' (released); over sentences the mean
+                      reduction='mean',       # over pixels: 'mean' (paper) or 'sum' (released); over sentences the mean
                       mapping='half_pixel',   # of coordinates when upsampling, or 'tf' (released)
-                      background_weight=1.    # what a background pixel counts beside a foreground pixel; LSTM-CNN: 1/3
+                      background_weight=1.    # of a background pixel beside a foreground pixel; LSTM-CNN: 1/3
                      ) -> torch.Tensor:       # scalar, float32 (float64 for float64 logits)
     "Equation (4) in the variants of paper and program. Raises `RRNError` for unfit shapes or names."
-    one_of('resolution', resolution, RESOLUTION); one_of('reduction', reduction, REDUCTION)
-    one_of('upsample', upsample, UPSAMPLE); one_of('mapping', mapping, MAPPING)
+    one_of('resolution', resolution, RESOLUTION)
+    one_of('reduction', reduction, REDUCTION)
+    one_of('upsample', upsample, UPSAMPLE)
+    one_of('mapping', mapping, MAPPING)
     with torch.autocast(logits.device.type, enabled=False):
         z = _full(logits)
         y = _targets(z, masks)                                                            # (S, 1, H, W)

@@ -24,8 +24,11 @@ def intersection_union(pred,    # (S, H, W) or (H, W) bool array or tensor
                        f"{pred.dtype} {tuple(pred.shape)} and {target.dtype} {tuple(target.shape)}; "
                        "a probability needs a threshold first.")
     target = target.to(pred.device)
-    count = lambda m: m.reshape(-1, m.shape[-2]*m.shape[-1]).sum(1).cpu().numpy()
-    return count(pred & target), count(pred | target)
+    return _pixels(pred & target), _pixels(pred | target)
+
+def _pixels(masks):    # (S, H, W) or (H, W) bool
+    "Pixels in each mask: (S,) int64."
+    return masks.reshape(-1, masks.shape[-2]*masks.shape[-1]).sum(1).cpu().numpy()
 
 # %% ../nbs/1_paper/09_metrics.ipynb #3d21bdbe
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -76,10 +79,12 @@ class Counts:
            ):
         "Count samples whose pixels are counted already. Raises `RRNError` for counts that cannot be."
         i, u = np.atleast_1d(intersection), np.atleast_1d(union)
-        if i.shape != u.shape or i.ndim != 1 or not all(np.issubdtype(a.dtype, np.integer) or not a.size for a in (i, u)):
+        integers = all(np.issubdtype(a.dtype, np.integer) or not a.size for a in (i, u))
+        if i.shape != u.shape or i.ndim != 1 or not integers:
             raise RRNError(f"Counts of pixels are integers, as many intersections as unions, not {i!r} and {u!r}.")
         if (i < 0).any() or (i > u).any(): raise RRNError("An intersection lies between 0 and its union.")
-        self._intersections += i.tolist(); self._unions += u.tolist()
+        self._intersections += i.tolist()
+        self._unions += u.tolist()
 
     def update(self,
                pred,   # (H, W) or (S, H, W) bool
@@ -103,7 +108,8 @@ class SegmentationMetrics(Counts):
     @classmethod
     def from_state(cls, state:dict):
         "A counter with the samples of `state()`."
-        new = cls(); new.add(state['intersections'], state['unions'])
+        new = cls()
+        new.add(state['intersections'], state['unions'])
         return new
 
     def compute(self,
@@ -124,12 +130,13 @@ def _by_cluster(terms, clusters):
     "(m, S) terms summed over the samples of each cluster: (m, K)."
     group = np.unique(np.asarray(clusters), return_inverse=True)[1].ravel()
     if any(len(t) != len(group) for t in terms) or not len(group):
-        raise RRNError(f"A bootstrap wants one cluster a sample, not {[len(t) for t in terms]} samples with {len(group)}.")
+        raise RRNError("A bootstrap wants one cluster a sample, not "
+                       f"{[len(t) for t in terms]} samples with {len(group)}.")
     return np.stack([np.bincount(group, t) for t in terms])
 
 @lru_cache(maxsize=16)
 def _draws(k, draws, seed) -> np.ndarray:
-    "How often each of `k` clusters is in each draw with replacement: (draws, k). Kept, since many scores use the same draws."
+    "How often each of `k` clusters is in each draw with replacement: (draws, k). Kept: many scores use the same."
     rng = derived_rng(seed)
     return np.stack([np.bincount(rng.integers(k, size=k), minlength=k) for _ in range(draws)]).astype(np.int16)
 
@@ -137,16 +144,16 @@ def _resampled(terms, draws, seed):
     "Sums of (m, K) over `draws` random choices of K clusters with replacement: (m, draws)."
     return terms @ _draws(terms.shape[1], draws, seed).T
 
-def bootstrap_scores(intersections, unions, clusters, metric='overall_iou', draws=1000, seed=0):   # as in `bootstrap_interval`
-    "The mean score over runs, and the same for each draw of clusters: (float, (draws,)). The same seed draws the same clusters."
-    runs = _runs(intersections, unions)
-    terms = _by_cluster([t for run in runs for t in _terms(metric, *run)], clusters)                   # (2R, K)
-    sums = _resampled(terms, draws, seed)                                                              # (2R, draws)
-    return float(np.mean([score(metric, *run) for run in runs])), _percent(sums[::2], sums[1::2]).mean(0)
-
-def _runs(intersections, unions): return list(zip(np.atleast_2d(intersections), np.atleast_2d(unions)))
-
 def _percent(above, below): return 100*np.divide(above, below, out=np.zeros_like(below), where=below > 0)
+
+def bootstrap_scores(intersections, unions, clusters, metric='overall_iou', draws=1000, seed=0):
+    """The mean score over runs, and the same for each draw of clusters: (float, (draws,)). Arguments are those of
+    `bootstrap_interval`; the same seed draws the same clusters."""
+    runs = list(zip(np.atleast_2d(intersections), np.atleast_2d(unions)))
+    terms = _by_cluster([t for run in runs for t in _terms(metric, *run)], clusters)               # (2R, K)
+    sums = _resampled(terms, draws, seed)                                                          # (2R, draws)
+    value = float(np.mean([score(metric, *run) for run in runs]))
+    return value, _percent(sums[::2], sums[1::2]).mean(0)
 
 # %% ../nbs/1_paper/09_metrics.ipynb #fa75c2a7
 def bootstrap_interval(intersections,         # (S,) pixels, or (R, S) of R runs on the same samples
@@ -161,8 +168,8 @@ def bootstrap_interval(intersections,         # (S,) pixels, or (R, S) of R runs
     value, drawn = bootstrap_scores(intersections, unions, clusters, metric, draws, seed)
     return Interval(value, *percentiles(drawn, level))
 
-def percentiles(values, level=95):
-    "The central `level` percent of `values`; `RRNError` unless 0 < level < 100."
+def percentiles(values, level=95) -> list:
+    "The ends of the central `level` percent of `values`; `RRNError` unless 0 < level < 100."
     if not 0 < level < 100: raise RRNError(f"level={level} must lie between 0 and 100 percent.")
     return [float(v) for v in np.percentile(values, [50 - level/2, 50 + level/2])]
 
@@ -175,5 +182,6 @@ def paired_bootstrap(a,                     # (intersections, unions) of one sys
                      level=95               # percent
                     ) -> Interval:          # percentage points
     "Bootstrap of the difference a - b on the same images. Raises `RRNError` if the samples are not as many."
-    (ours, drawn), (theirs, drawn_b) = (bootstrap_scores(*s, clusters, metric, draws, seed) for s in (a, b))      # the same seed: the same images
-    return Interval(ours - theirs, *percentiles(drawn - drawn_b, level))
+    value_a, drawn_a = bootstrap_scores(*a, clusters, metric, draws, seed)
+    value_b, drawn_b = bootstrap_scores(*b, clusters, metric, draws, seed)      # the same seed: the same images
+    return Interval(value_a - value_b, *percentiles(drawn_a - drawn_b, level))

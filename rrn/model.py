@@ -24,30 +24,30 @@ from .refine import ACTIVATIONS, parse_pyramid, Refinement, UPDATES
 class Config:
     "Everything that decides what is trained. Defaults follow the paper's text."
     # data (sections 3.3 and 4.1)
-    dataset: str = 'unc'
+    dataset: str = 'unc'             # unc, unc+, gref, gref-umd, referit, own, or scenes: shapes-unc and so on
     split: str = 'train'             # the split to train on
     exclude: str = ''                # pictures not to train on: image ids joined by commas, or a text file of them
     image_size: int = 320            # W = H, pixels
-    max_words: int = 20
+    max_words: int = 20              # of a sentence; the rest is cut off
     tokenizer: str = 'words'         # 'words' or 'released'
-    vocabulary: str = ''             # '' (the words of the training sentences), 'released' (the program's file), or a file
+    vocabulary: str = ''             # '': of the training sentences; 'released': the program's; or a file
     protocol: str = 'rrn'            # how images and masks are resized: 'rrn' or 'released'
-    images_per_batch: int = 1
+    images_per_batch: int = 1        # at each step
     sentences_per_image: int = 1     # at most; 0: all
     mirror: bool = False             # show half of the batches mirrored, with left and right exchanged
     # CNN (section 3.3)
-    backbone: str = 'resnet101'
-    weights: str = ''                # of the CNN: deeplab, imagenet, released, embedded, random, or a file; '': the network's default
-    output_stride: int = 8
+    backbone: str = 'resnet101'      # the CNN: resnet101, vgg16_fcn, deeplab_resnet101_tf, small, or a timm model
+    weights: str = ''                # deeplab, imagenet, released, embedded, random, or a file; '': its default
+    output_stride: int = 8           # pixels from one position of the CNN's last map to the next
     finetune: str = ''               # '' (frozen), or some of 'conv3,conv4,conv5'
     # network (section 3.2)
     system: str = 'rrn'              # 'rrn'; with rrn.baselines also 'rmi' and 'lstm-cnn'
     embed_dim: int = 1000            # width of a word; the text does not say, the program has 1000
-    D_I: int = 1000
-    D_S: int = 1000
-    D_Q: int = 500
+    D_I: int = 1000                  # channels that C5 is projected to
+    D_S: int = 1000                  # width of the word LSTM, and of a sentence's vector
+    D_Q: int = 500                   # channels of q and of the hidden states
     word_forget_bias: float = 0.     # added to the word LSTM's forget gate
-    pyramid: str = 'C5,C4,C3'
+    pyramid: str = 'C5,C4,C3'        # maps that refine, in their order, of C1 to C5; '': no refinement
     update: str = 'lstm'
     activation: str = 'tanh'
     kernel: int = 1                  # of the update function; the text does not say, the program has 1
@@ -60,19 +60,19 @@ class Config:
     mapping: str = 'half_pixel'      # of pixel centres when resizing maps: 'half_pixel' or 'tf'
     background_weight: float = 1.    # of a background pixel in the loss, beside 1 for the foreground
     # optimisation (section 3.3)
-    iterations: int = 700_000
-    lr: float = 2.5e-4
-    lr_end: float = 0.
-    lr_power: float = .9
+    iterations: int = 700_000        # steps of the optimiser
+    lr: float = 2.5e-4               # learning rate of the first step
+    lr_end: float = 0.               # learning rate at the end of the schedule
+    lr_power: float = .9             # of the polynomial between the two
     decay_iterations: int = 0        # of the schedule; 0: as many as `iterations`
     warmup: int = 0                  # iterations over which the rate grows from 0
     adam: str = 'torch'              # where epsilon stands: 'torch' or 'tensorflow'
-    weight_decay: float = 5e-4
+    weight_decay: float = 5e-4       # strength of it; `decay` says of what kind
     decay: str = 'decoupled'         # 'decoupled' (AdamW), or 'l2': a term on convolution weights in the loss
-    bias_grad_scale: float = 1.
+    bias_grad_scale: float = 1.      # what gradients of biases are multiplied by; the program has 2
     clip: float = 0.                 # largest norm of the gradient; 0: no limit
     precision: str = 'fp32'          # 'fp32' or 'bf16'
-    seed: int = 0
+    seed: int = 0                    # of weights and order; 0 or more
     blind: bool = False              # a control: the network is shown no sentence
 
     def __post_init__(self): check_config(self)

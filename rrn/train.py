@@ -222,5 +222,6 @@ def train(model:RRN,
 
 # %% ../nbs/1_paper/12_train.ipynb #56aa9599
 if __name__ == '__main__' and '__file__' in globals():
+    import sys
     from rrn.experiments.jobs import main
-    main()
+    sys.exit(main())

@@ -104,7 +104,7 @@ for folder in given['runs']:
 
 COMMAND = """
 from rrn.experiments.jobs import main
-main(given['settings'])
+assert main(given['settings']) == 0
 """
 
 

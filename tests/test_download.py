@@ -546,7 +546,7 @@ def cnn_on_server(server, tmp_path, monkeypatch):
 def test_weights_are_fetched_to_where_they_are_looked_for(cnn_on_server, capsys):
     from rrn.common.pretrained import find_weights
     place = cnn_on_server()
-    with pytest.raises(RRNError, match='python -m rrn.download weights resnet101'): find_weights('resnet101', '')
+    with pytest.raises(RRNError, match='rrn download weights resnet101'): find_weights('resnet101', '')
     assert d.main(['weights', 'resnet101', '--quiet']) == 0 and str(place) in capsys.readouterr().out
     assert find_weights('resnet101', '') == place and d.main(['weights', 'resnet101', '--quiet']) == 0
 

@@ -279,7 +279,7 @@ def test_a_half_drawn_set_is_drawn_anew(tmp_path, kind, monkeypatch):
 
 @pytest.mark.parametrize('kind, place', [('gref', 'refcocog/refs(umd).p'), ('unc', 'images/mine.jpg'),
                                          ('referit', 'referit/referit_imcrop.json')])
-@pytest.mark.parametrize('mark', [None, b'{}', b'not json', b'{"drawn by": "rrn.data.shapes"}'])
+@pytest.mark.parametrize('mark', [None, b'{}', b'not json', b'{"drawn by": "rrn.shapes"}'])
 def test_a_folder_of_somebody_else_is_neither_used_nor_touched(tmp_path, kind, place, mark):
     (tmp_path/place).parent.mkdir(parents=True)
     (tmp_path/place).write_bytes(b'mine')
@@ -295,6 +295,12 @@ def test_scenes_of_old_without_a_stamp_in_our_own_folder_are_drawn_anew(tmp_path
     stamp_file(tmp_path/'data', 'refer').unlink()
     (tmp_path/'data'/'refcocog'/'refs(umd).p').write_bytes(b'old')
     assert content(ensure('unc', seed=1, **TINY)) == whole
+
+
+def test_scenes_keep_their_stamp_wherever_the_code_moves(tmp_path):
+    "A set that was drawn by an earlier release is used as it is."
+    ensure('unc', tmp_path, seed=1, **TINY)
+    assert read_json(stamp_file(tmp_path, 'refer')) == {'drawn by': 'rrn.shapes', 'version': 1, 'seed': 1, 'sizes': TINY['sizes'], 'whole': True}
 
 
 def test_the_version_stands_for_what_is_said():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weight_bytes', 'random_states', 'set_random_states', 'save_checkpoint', 'checkpoints', 'check_checkpoint',
-           'load_trained', 'restore_state', 'check_moments', 'resume_from']
+           'load_trained', 'restore_state', 'check_moments', 'resume_from', 'load_checkpoint']
 
 # %% ../../nbs/4_common/07_checkpoints.ipynb #d8fbe3f6
 import hashlib, io, os, random, shutil
@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from .core import read_json, RRNError, sha256_of, write_json
+from .core import read_json, RRNError, sha256_of, write_bytes, write_json
 from .weight_files import rehearse
-from .core import write_bytes
 
 # %% ../../nbs/4_common/07_checkpoints.ipynb #3b614cf8
 def weight_bytes(model) -> bytes:
@@ -25,13 +24,16 @@ def random_states() -> dict:
     "The states of all generators that could matter, as plain values and tensors."
     version, keys, gauss = random.getstate()
     kind, array, *rest = np.random.get_state()
+    numpy = [kind, torch.from_numpy(array.astype(np.int64)), *rest]
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=[version, list(keys), gauss], numpy=[kind, torch.from_numpy(array.astype(np.int64)), *rest], torch=torch.get_rng_state(), cuda=cuda)
+    return dict(python=[version, list(keys), gauss], numpy=numpy, torch=torch.get_rng_state(), cuda=cuda)
 
 def set_random_states(states):
     "Put generators back to what `random_states` found."
-    version, keys, gauss = states['python']; random.setstate((version, tuple(keys), gauss))
-    kind, array, *rest = states['numpy']; np.random.set_state((kind, array.numpy().astype(np.uint32), *rest))
+    version, keys, gauss = states['python']
+    random.setstate((version, tuple(keys), gauss))
+    kind, array, *rest = states['numpy']
+    np.random.set_state((kind, array.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states['torch'])
     for i, state in enumerate(states['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(state, i)
 
@@ -42,13 +44,15 @@ def save_checkpoint(folder,          # of all checkpoints of a run
                     keep:int=2       # how many to keep
                    ) -> Path:
     "Write a checkpoint, whole or not at all; remove those older than the last `keep`."
-    folder = Path(folder); final = folder/f'step-{step:08d}'; part = folder/f'.{final.name}.part'
+    final = Path(folder)/f'step-{step:08d}'
+    part = final.with_name(f'.{final.name}.part')
     shutil.rmtree(part, ignore_errors=True)
     state = io.BytesIO()
     torch.save(dict(optimiser=optimiser.state_dict(), random=random_states(), step=step), state)
     files = {'weights.safetensors': weight_bytes(model), 'state.pt': state.getvalue()}
     for name, content in files.items(): write_bytes(part/name, content)
-    write_json(part/'manifest.json', dict(step=step, sha256={n: hashlib.sha256(c).hexdigest() for n, c in files.items()}))
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    write_json(part/'manifest.json', dict(step=step, sha256=digests))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
     for old in checkpoints(folder)[:-keep]: shutil.rmtree(old)
@@ -58,6 +62,7 @@ def checkpoints(folder) -> list:
     "The finished checkpoints in `folder`, oldest first."
     return sorted(Path(folder).glob('step-????????'))
 
+# %% ../../nbs/4_common/07_checkpoints.ipynb #2aa879a1
 def check_checkpoint(path):
     "`RRNError` if a checkpoint's files are not what its manifest says."
     manifest = read_json(path/'manifest.json', 'checkpoint manifest')
@@ -65,48 +70,62 @@ def check_checkpoint(path):
     if not isinstance(digests, dict) or set(digests) != {'weights.safetensors', 'state.pt'}:
         raise RRNError(f"checkpoint manifest {path/'manifest.json'} does not name the files of a checkpoint.")
     for name, digest in digests.items():
-        if not (path/name).is_file() or sha256_of(path/name) != digest: raise RRNError(f"checkpoint file {path/name} is damaged or missing.")
+        if not (path/name).is_file() or sha256_of(path/name) != digest:
+            raise RRNError(f"checkpoint file {path/name} is damaged or missing.")
 
 # %% ../../nbs/4_common/07_checkpoints.ipynb #77af0a7d
 def load_trained(model, path):
     "Load trained weights from a safetensors file; `RRNError` if it is damaged or made for another network."
     try: state = safetensors.torch.load_file(path)
-    except Exception as e: raise RRNError(f"weights {path} cannot be read ({e}); restore the file or train again.") from e    # damage has many forms
+    except Exception as e:    # damage has many forms
+        raise RRNError(f"weights {path} cannot be read ({e}); restore the file or train again.") from e
     wanted = {n: (t.shape, t.dtype) for n, t in model.trained_state().items()}
     found = {n: (t.shape, t.dtype) for n, t in state.items()}
     if wanted != found:
         odd = sorted({n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n)})
-        raise RRNError(f"weights {path} belong to another network: {len(odd)} entries differ, such as {', '.join(odd[:3])}.")
+        raise RRNError(f"weights {path} belong to another network: {len(odd)} entries differ, "
+                       f"such as {', '.join(odd[:3])}.")
     bad = [n for n, t in state.items() if not t.isfinite().all()]
-    if bad: raise RRNError(f"weights {path} hold values that are not finite, such as in {bad[0]}; restore the file or train again.")
+    if bad:
+        raise RRNError(f"weights {path} hold values that are not finite, such as in {bad[0]}; "
+                       "restore the file or train again.")
     model.load_state_dict(state, strict=False)
 
 def restore_state(path, optimiser) -> int:
-    "Load the optimiser's and the generators' states from a checkpoint's file; the number of updates made. `RRNError` if it is something else."
+    """Load the states of optimiser and generators from a checkpoint's file; the number of updates made. `RRNError` if
+    it is something else."""
     try:
         rehearse(path)
         state = torch.load(path, map_location='cpu', weights_only=True)
         check_moments(state['optimiser'])
-        optimiser.load_state_dict(state['optimiser']); set_random_states(state['random'])
+        optimiser.load_state_dict(state['optimiser'])
+        set_random_states(state['random'])
         return int(state['step'])
-    except Exception as e: raise RRNError(f"checkpoint file {path} holds something else than a training's state ({type(e).__name__}: {e}).") from e
+    except Exception as e:
+        raise RRNError(f"checkpoint file {path} holds something else than a training's state "
+                       f"({type(e).__name__}: {e}).") from e
 
 def check_moments(state):
     "`RRNError` if an optimiser's memory holds what no training leaves there."
     tensors = [t for memory in state['state'].values() for t in memory.values() if isinstance(t, torch.Tensor)]
     if not all(t.isfinite().all() for t in tensors): raise RRNError('a moment of the optimiser is not finite')
 
+# %% ../../nbs/4_common/07_checkpoints.ipynb #48c4fe21
 def resume_from(folder, model, optimiser) -> int:
     "Load the newest sound checkpoint into model and optimiser; the number of updates made (0 if there is none)."
     broken = []
     for path in reversed(checkpoints(folder)):
-        try:
-            check_checkpoint(path)
-            load_trained(model, path/'weights.safetensors')
-            step = restore_state(path/'state.pt', optimiser)
-            if path.name != f'step-{step:08d}' or step > model.config.iterations:
-                raise RRNError(f"checkpoint {path} says that it is of step {step}; the run has {model.config.iterations}.")
-            return step
-        except RRNError as e: broken.append(f'{e}'); print(f'passing over {path.name}: {e}')
-    if broken: raise RRNError(f"no checkpoint in {folder} can be used: {' '.join(broken)} Train again with resume=False.")
-    return 0
+        try: return load_checkpoint(path, model, optimiser)
+        except RRNError as e:
+            broken.append(f'{e}')
+            print(f'passing over {path.name}: {e}')
+    if not broken: return 0
+    raise RRNError(f"no checkpoint in {folder} can be used: {' '.join(broken)} Train again with resume=False.")
+
+def load_checkpoint(path, model, optimiser) -> int:
+    "Load a checkpoint into model and optimiser; the number of updates made. `RRNError` if it is damaged or another's."
+    check_checkpoint(path)
+    load_trained(model, path/'weights.safetensors')
+    step = restore_state(path/'state.pt', optimiser)
+    if path.name == f'step-{step:08d}' and step <= model.config.iterations: return step
+    raise RRNError(f"checkpoint {path} says that it is of step {step}; the run has {model.config.iterations}.")

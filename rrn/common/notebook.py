@@ -20,7 +20,8 @@ def parameter_cells(history    # sources of the cells that ran, oldest first
     first_lines = [source.strip().partition('\n')[0].strip() for source in history]
     tagged = [i for i, line in enumerate(first_lines) if line.startswith(DEFAULTS)]
     if not tagged:
-        raise RRNError(f"no cell of parameters has been run; it begins with {DEFAULTS!r}. Run the notebook from the start.")
+        raise RRNError(f"no cell of parameters has been run; it begins with {DEFAULTS!r}. "
+                       "Run the notebook from the start.")
     injected = [i for i, line in enumerate(first_lines) if line == INJECTED and i > tagged[-1]]
     return history[tagged[-1]], history[injected[-1]] if injected else ''
 

@@ -42,7 +42,7 @@ class Team:
 
     @contextlib.contextmanager
     def leader_first(self):
-        "The leader does what stands inside while the others wait, then they do it: what it writes, such as a data set, they find."
+        "First the leader does what stands inside, then the others: what it writes, such as a data set, they find."
         if not self.leads: self.wait()
         yield
         if self.leads: self.wait()

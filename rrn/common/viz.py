@@ -23,10 +23,11 @@ class Picture(Figure):
         super().__init__(figsize=(width, height), dpi=dpi, layout='constrained')
 
     def _repr_png_(self):
-        "What a notebook shows."
-        out = io.BytesIO()
-        self.savefig(out, format='png', metadata={'Software': None})
-        return out.getvalue()
+        "What a notebook shows: 256 colours, which take a third of the bytes."
+        full, small = io.BytesIO(), io.BytesIO()
+        self.savefig(full, format='png')
+        Image.open(full).convert('RGB').quantize(256).save(small, format='png')
+        return small.getvalue()
 
 # %% ../../nbs/4_common/08_viz.ipynb #6d1dc539
 ORANGE, BLUE = (255, 90, 0), (0, 110, 255)
@@ -49,7 +50,8 @@ def overlay(image:np.ndarray,    # (H, W, 3) uint8 RGB
 def _panel(ax, title, image):
     "One picture without axes."
     ax.imshow(image, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-    ax.set_title(title, fontsize=8, parse_math=False); ax.set_axis_off()
+    ax.set_title(title, fontsize=8, parse_math=False)
+    ax.set_axis_off()
 
 def rows_of(pictures:list,   # lists of (title, image)
             n:int            # lists in a row
@@ -67,8 +69,9 @@ def grid(rows,        # rows of (title, image); image (H, W, 3) uint8, (H, W) bo
     tall = [max(np.shape(image)[0]/np.shape(image)[1] for _, image in row)*width + 0.35 for row in rows]
     fig = Picture(width*max(map(len, rows)), sum(tall) + 0.2*len(names))
     parts = fig.subfigures(len(rows), 1, squeeze=False, height_ratios=tall)[:, 0]
-    for i, (part, row) in enumerate(zip(parts, rows)):
-        if i < len(names): part.suptitle(textwrap.fill(names[i], int(14*fig.get_figwidth())), fontsize=9, parse_math=False)
+    for part, name in zip(parts, names):
+        part.suptitle(textwrap.fill(name, int(14*fig.get_figwidth())), fontsize=9, parse_math=False)
+    for part, row in zip(parts, rows):
         axes = part.subplots(1, max(map(len, rows)), squeeze=False)[0]
         for ax in axes[len(row):]: ax.set_axis_off()
         for ax, (title, image) in zip(axes, row): _panel(ax, title, image)
@@ -131,6 +134,8 @@ def curves(log:pd.DataFrame,  # one row a report
     for ax, name in zip(fig.subplots(1, len(columns), squeeze=False)[0], columns):
         column = (log.set_index(x) if x in log.columns else log)[name].dropna()
         ax.plot(column.index, column.to_numpy(), '.-' if len(column) < 40 else '-', lw=1)
-        ax.set_title(name, fontsize=9); ax.set_xlabel(x if x in log.columns else '', fontsize=8)
-        ax.tick_params(labelsize=7); ax.grid(alpha=.3)
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel(x if x in log.columns else '', fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.grid(alpha=.3)
     return fig

@@ -20,23 +20,26 @@ class Rehearsal(PlainUnpickler):
     def find_class(self, module, name): return lambda *args: {}
     def persistent_load(self, id): return {}
     def load_build(self): self.stack.pop()
-    dispatch = Instructions(plain_instructions | {pickle.BUILD[0]: load_build, pickle.BINPERSID[0]: pickle._Unpickler.load_binpersid})
+    dispatch = Instructions(plain_instructions | {pickle.BUILD[0]: load_build,
+                                                  pickle.BINPERSID[0]: pickle._Unpickler.load_binpersid})
 
 def rehearse(path):
-    "Raise unless the pickles in PyTorch's file (a zip, or the five pickles of old) are plain and its members no larger than itself."
-    with open(path, 'rb') as f: start = io.BytesIO(f.read(1 << 26))                # old files: raw numbers follow the pickles
+    "Raise unless the pickles in PyTorch's file are plain and its members no larger than itself."
+    with open(path, 'rb') as f: start = io.BytesIO(f.read(1 << 26))      # in old files, raw numbers follow the pickles
     if start.getvalue()[:4] != b'PK\3\4':
-        for _ in range(5): Rehearsal(start).load()
+        for _ in range(5): Rehearsal(start).load()                       # an old file begins with five of them
         return
     with zipfile.ZipFile(path) as z:
-        if sum(m.file_size for m in z.infolist()) > path.stat().st_size: raise RRNError("its parts are larger than the file")
-        for member in z.infolist():
+        members = z.infolist()
+        if sum(m.file_size for m in members) > path.stat().st_size: raise RRNError("its parts are larger than the file")
+        for member in members:
             if member.filename.endswith('.pkl'): Rehearsal(io.BytesIO(z.read(member))).load()
 
 def plain_tensor(t):
-    "A tensor of the file's as one of our own; `RRNError` if it is not plain real numbers, all of which are in the file."
+    "A tensor of the file's as one of our own; `RRNError` unless it is plain real numbers that are all in the file."
     odd = t.layout != torch.strided or t.device.type != 'cpu' or t.is_quantized or t.is_complex() or t.is_neg()
-    if odd or t.numel() * t.element_size() > t.untyped_storage().nbytes(): raise RRNError("it holds a tensor of another kind than plain numbers")
+    if odd or t.numel() * t.element_size() > t.untyped_storage().nbytes():
+        raise RRNError("it holds a tensor of another kind than plain numbers")
     return t.detach().clone()
 
 # %% ../../nbs/4_common/05_weight_files.ipynb #5b12c16d
@@ -58,12 +61,14 @@ def load_pickled(path) -> dict:
     "Name -> tensor of a file of PyTorch's own; anything may be raised."
     rehearse(path)
     with open(path, 'rb') as f: zipped = f.read(4) == b'PK\3\4'
-    state = torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)      # mapped, so that no claim reaches beyond the file
+    # mapped, so that no claim of the file reaches beyond it
+    state = torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
     for key in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in state.items()):
+    entries = state.items() if isinstance(state, dict) else [(None, None)]
+    if not all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in entries):
         raise RRNError("it holds something other than named tensors; save a model's state_dict")
-    return {n: plain_tensor(v) for n, v in state.items()}
+    return {n: plain_tensor(v) for n, v in entries}
 
 # %% ../../nbs/4_common/05_weight_files.ipynb #18519d2a
 CLASSIFIERS = ('fc', 'classifier', 'aux_classifier', 'head', 'conv_head', 'bn2', 'final_conv', 'norm', 'head_norm')

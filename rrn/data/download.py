@@ -21,7 +21,8 @@ import urllib.error, urllib.parse, urllib.request, zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from ..common.core import (as_path, CommandLine, locked, new_folder, one_of, read_json, RRNError, sha256_of, remove_leftovers,
+from ..common.command import as_command, WrongWords
+from ..common.core import (as_path, locked, new_folder, one_of, read_json, RRNError, sha256_of, remove_leftovers,
                              whole_file, write_json)
 from ..common.notebook import progress_bar
 from ..common.pretrained import as_published, checkpoints_folder, default_weights, published_weights
@@ -127,7 +128,8 @@ def make_opener(pace) -> urllib.request.OpenerDirector:
     "An opener that knows http and https and nothing else; all its answers go past one `Pace`."
     opener = urllib.request.OpenerDirector()
     for handler in (urllib.request.ProxyHandler(), PacedHTTPHandler(pace), PacedHTTPSHandler(pace),
-                    WebRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()):
+                    WebRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(),
+                    urllib.request.HTTPErrorProcessor()):
         opener.add_handler(handler)
     opener.addheaders = [('User-Agent', 'rrn')]
     return opener
@@ -630,7 +632,7 @@ def download(dataset:str,    # a key of `DATASETS`
         try: install(SOURCES[name], Path(root), **options)
         except RRNError as e: failed.append(f"{name}: {e}")
     if failed: raise RRNError(f"Data set {dataset} is not complete.\n" + '\n'.join(failed))
-    print(f"Data set {dataset} is in {root}. Check it with: python -m rrn.doctor {dataset} {root}")
+    print(f"Data set {dataset} is in {root}. Check it with: rrn doctor {dataset} {root}")
 
 # %% ../../nbs/2_data/06_download.ipynb #018c4e0b
 CNNS = ['resnet101', 'vgg16_fcn']       # of the paper's tables
@@ -651,25 +653,18 @@ def download_weights(backbone:str,    # a network's name
     return path
 
 # %% ../../nbs/2_data/06_download.ipynb #d368f4a3
-def main(argv=None) -> int:
-    "Command line of `rrn.data.download`; the exit status."
-    parser = CommandLine(prog='python -m rrn.download',
-                         description="Fetch a data set of the paper, or weights of CNNs. See data/README.md.")
-    parser.add_argument('what', metavar='dataset', help=f"{', '.join(DATASETS)}; or weights")
-    parser.add_argument('where', nargs='*', metavar='root', help="folder of the data, such as data; behind weights: "
-                        f"names of CNNs (nothing: {' and '.join(CNNS)}, which the tables need)")
-    parser.add_argument('--timeout', type=float, default=30., help="seconds without a byte that count as broken")
-    parser.add_argument('--quiet', action='store_true', help="no progress bars")
-    given = parser.parse_args(argv)
-    options = dict(timeout=given.timeout, progress=not given.quiet)
-    if given.what != 'weights' and len(given.where) != 1: parser.error('give one folder for the data, such as data')
-    try:
-        if given.what != 'weights': download(given.what, given.where[0], **options)
-        else:
-            for backbone in given.where or CNNS: download_weights(backbone, **options)
-    except RRNError as e:
-        print(e, file=sys.stderr)
-        return 1
-    return 0
+@as_command('download')
+def main(what:str,                   # a data set: unc, unc+, gref, gref-umd, referit; vocabularies; or weights
+         where:tuple[str, ...]=(),   # folder of the data, such as data; behind weights: names of CNNs (none: those of the paper's tables)
+         *, timeout:float=30.,       # seconds without a byte that count as broken
+         quiet:bool=False            # no progress bars
+        ):
+    """Fetch a data set of the paper, or weights of CNNs.
+    What there is, how large and under which terms, stands in data/README.md."""
+    options = dict(timeout=timeout, progress=not quiet)
+    if what == 'weights':
+        for backbone in where or CNNS: download_weights(backbone, **options)
+    elif len(where) != 1: raise WrongWords('give one folder for the data, such as data')
+    else: download(what, where[0], **options)
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

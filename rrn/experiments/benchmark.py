@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 import rrn
 from ..backbone import build_backbone, freeze
-from ..common.core import (CommandLine, device_name, keep_freed_memory, one_of, pick_device, repo_root, RRNError,
+from ..common.command import as_command
+from ..common.core import (device_name, keep_freed_memory, one_of, pick_device, repo_root, RRNError,
                              seed_everything, whole_file, write_json)
 from ..crf import have_pydensecrf, make_crf
 from ..batches import Batch, Batches, group_by_image, Reader
@@ -406,7 +407,13 @@ def small_step_profile(steps=8) -> dict:
     return {k: v / total for k, v in shares.items()}
 
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #9526809b
-def benchmark(sizes='paper', device='auto', precision='', quick=False, open_times=(1, 2, 4), say=print) -> dict:
+def benchmark(sizes='paper',           # of the network: paper, or small
+              device='auto',           # auto, cpu, cuda, cuda:1, ...
+              precision='',            # fp32 or bf16; '': bf16 on a GPU and fp32 on a CPU
+              quick=False,             # fewer turns, smaller sets: to see that it works
+              open_times=(1, 2, 4),    # sizes of the sets that are opened, in multiples of UNC
+              say=print                # what tells how far it is
+             ) -> dict:
     "Measure everything on a device; the report."
     keep_freed_memory()
     device, base = pick_device(device), SIZES[one_of('sizes', sizes, SIZES)]
@@ -464,22 +471,12 @@ def speed_text(report:dict) -> str:
         f"({best['sentences'] // best['images']} an image); at {QUARTER_OF_H100 / 1e12:.0f} TFLOP/s, a quarter of what an H100 reaches in bf16 products, that would be {PAPER_SENTENCES * cost / QUARTER_OF_H100 / 60:.1f} minutes: a projection."])
 
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #195d562f
-def main(argv=None):
-    "`python -m rrn.benchmark --json FILE`"
-    parser = CommandLine(prog='python -m rrn.benchmark', description='Measure speed and memory beside a plain port of the same network.')
-    parser.add_argument('--json', default='', help='file to write; reports/benchmarks/<device>.json if not given')
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
-    parser.add_argument('--precision', default='', choices=['', 'fp32', 'bf16'], help='bf16 on a GPU and fp32 on a CPU if not given')
-    parser.add_argument('--sizes', default='paper', choices=list(SIZES), help='of the network')
-    parser.add_argument('--quick', action='store_true', help='fewer turns, smaller sets: to see that it works')
-    parser.add_argument('--open', default='1,2,4', help='sizes of the sets that are opened, in multiples of UNC; empty: none')
-    given = parser.parse_args(argv)
-    try:
-        report = benchmark(given.sizes, given.device, given.precision, given.quick, [float(t) for t in given.open.split(',') if t])
-        path = Path(given.json) if given.json else report_path(report)
-        write_json(path, report)
-    except RRNError as e: sys.exit(f'error: {e}')
+@as_command('benchmark', benchmark, without=['open_times', 'say'])
+def main(*, json:str='',        # file to write; '': reports/benchmarks/<device>.json
+         open:str='1,2,4',      # sizes of the sets that are opened, in multiples of UNC; '': none
+         **given):
+    "Measure speed and memory beside a plain port."
+    report = benchmark(open_times=[float(t) for t in open.split(',') if t], **given)
+    path = Path(json) if json else report_path(report)
+    write_json(path, report)
     print(f'written to {path}')
-
-# %% ../../nbs/3_experiments/06_benchmark.ipynb #16a21ca2
-if __name__ == '__main__' and '__file__' in globals(): main()

@@ -15,10 +15,10 @@ __all__ = ['TINY_SIZES', 'STAGES', 'OPTIONAL', 'REFERENCE_HEADS', 'PRECISIONS', 
            'evaluation_seconds', 'evaluation', 'NotFinished', 'scene_training', 'slice_end', 'train_scenes', 'is_done',
            'read_stage_records', 'do_stage', 'run_stages', 'value_at', 'best_speed', 'fastest_of', 'worst_memory',
            'all_same', 'verdicts', 'rates_text', 'as_text', 'rehearsed', 'unfinished', 'labels_that_differ',
-           'work_folder', 'arguments', 'main']
+           'work_folder', 'main']
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #bba40e0a
-import argparse, contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time
+import contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time
 import traceback
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,8 +29,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from .benchmark import (Bench, in_turns, matmul_peak, noise_photograph, peak_memory, random_batch)
 from .benchmark import write_pictures
+from ..common.command import as_command
 from .cost import count_operations, seconds_for
-from ..common.core import (CommandLine, derived_rng, device_name, locked, one_of, pick_device, read_json,
+from ..common.core import (derived_rng, device_name, locked, one_of, pick_device, read_json,
                              repo_root, RRNError)
 from ..common.core import seed_everything, write_json
 from ..crf import make_crf
@@ -426,8 +427,8 @@ TRIAL = {'deterministic': deterministic_trials, 'killed': killed_trial}
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #cd50200a
 def start_trial(place, name) -> subprocess.Popen:
     "A trial in a process of its own, with cuBLAS told to be deterministic before it starts."
-    words = [sys.executable, '-m', 'rrn.experiments.gpu_checks', '--trial', name, '--out', str(place.work.parent), '--device',
-             str(place.device)]
+    words = [sys.executable, '-m', 'rrn.experiments.gpu_checks', '--trial', name, '--out', str(place.work.parent),
+             '--device', str(place.device)]
     env = os.environ | dict(CUBLAS_WORKSPACE_CONFIG=':4096:8',
                             PYTHONPATH=os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]))
     return subprocess.Popen([*words, *(['--tiny'] if place.tiny else [])], stdout=subprocess.PIPE,
@@ -709,32 +710,25 @@ def work_folder(out) -> Path:
     if not (work/'.gitignore').exists(): (work/'.gitignore').write_text('*\n')
     return work
 
-def arguments(argv):
-    "The words of the command line."
-    parser = CommandLine(prog='python -m rrn.experiments.gpu_checks',
-                                     description='What only a GPU can show, recorded stage by stage.')
-    parser.add_argument('--out', default='reports/gpu', help='folder of records.json')
-    parser.add_argument('--minutes', type=float, default=9, help='how long this call may take')
-    parser.add_argument('--device', default='auto')
-    parser.add_argument('--tiny', action='store_true', help='tiny sizes: a rehearsal')
-    parser.add_argument('--only', default='', help='stages by name, joined by commas')
-    parser.add_argument('--trial', choices=list(TRIAL), help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
-
-def main(argv=None):
-    "Exit status 0: all is recorded; 3: time was up, give the same command again; 1: a stage failed."
-    given = arguments(argv)
-    place = Place(pick_device(given.device), given.tiny, work_folder(given.out), time.monotonic() + 60 * given.minutes)
-    if given.trial: print(json.dumps(TRIAL[given.trial](place))); return
-    names = [n.strip() for n in given.only.split(',') if n.strip()]
-    try:
-        if not place.tiny and not place.on_gpu:
-            raise RRNError("there is no GPU here. To rehearse on a CPU: --device cpu --tiny.")
-        with locked(place.work): records = run_stages(place, given.out, names)
-    except RRNError as e: sys.exit(f'error: {e}')
+@as_command('gpu_checks')
+def main(*, out='reports/gpu',   # folder of records.json
+         minutes=9.,             # how long this call may take
+         device='auto',          # auto, cpu, cuda, cuda:1, ...
+         tiny=False,             # tiny sizes: a rehearsal
+         only='',                # stages by name, joined by commas
+         trial=''                # deterministic or killed: one of the trainings that a stage starts as another process
+        ):
+    """Record what only a GPU can show, stage by stage.
+    Exit status 0: all is recorded; 3: time was up, give the same command again; 1: a stage failed."""
+    place = Place(pick_device(device), tiny, work_folder(out), time.monotonic() + 60 * minutes)
+    if trial: return print(json.dumps(TRIAL[one_of('trial', trial, TRIAL)](place)))
+    names = [n.strip() for n in only.split(',') if n.strip()]
+    if not place.tiny and not place.on_gpu:
+        raise RRNError("there is no GPU here. To rehearse on a CPU: --device cpu --tiny.")
+    with locked(place.work): records = run_stages(place, out, names)
     print(as_text(records))
     missing = [n for n in names or STAGES if n not in records]
     sys.exit(1 if not all(map(is_done, records.values())) else 3 if missing else 0)
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #e91935f3
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

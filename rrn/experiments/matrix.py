@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from ..common.core import CommandLine, locked, one_of, repo_root, RRNError, whole_file
+from ..common.command import as_command, typed_settings
+from ..common.core import locked, one_of, repo_root, RRNError, whole_file
 from ..model import Config, preset, PRESETS
 from .record import published_folder, published_run, rows_file, Run, run_name, runs_folder
 from .report import publish
@@ -98,6 +99,8 @@ class Matrix:
     folder: str = ''                # of its runs; '': runs/, and published records where there are none
     fresh: bool = False             # whether published records are left alone, so that every run is made here
     allow_skipped: bool = False     # whether runs count that were evaluated without pictures that could not be read
+    external: tuple = ()            # records of other systems' predictions, made by `rrn score`: a row each below Table 2
+    external: tuple = ()            # records of other systems' predictions, made by `rrn score`: a row each below Table 2
     segmentation: str = ''          # weights of the segmentation model in Figure 1, for photographs: '<backbone>,<head>' of the mobile DeepLab, or a torchvision file
 
     def __post_init__(self): check_matrix(self)
@@ -265,7 +268,8 @@ def is_published(run:Run) -> bool:
 def reports_folder(matrix:Matrix) -> Path:
     "Where tables and figures go: reports/ if all runs of a matrix are there and published, else beside the runs."
     cells = matrix.cells()
-    names, usual = [c.run for c in cells], [c.run for c in MATRICES[matrix.name].cells()]
+    names, usual = [c.run for c in cells] + [*matrix.external], [c.run for c in MATRICES[matrix.name].cells()]
+    names += matrix.external
     published = names == usual and all(record_state(matrix, c) == 'published' for c in cells)
     if published and not matrix.folder: return repo_root()/'reports'
     other = '' if names == usual else '-' + hashlib.sha256(' '.join(names).encode()).hexdigest()[:6]
@@ -349,19 +353,7 @@ WORKFLOW = dict(runs_per_gpu=1, gpus_per_run=1, estimate=True)      # settings o
 def settings_of(words) -> dict:
     "['iterations=1', 'folder=007'] -> {'iterations': 1, 'folder': '007'}: values of the types that their fields hold."
     kinds = {f.name: f.type for f in fields(Config)} | {k: type(v) for k, v in WORKFLOW.items()}
-    kinds |= dict.fromkeys(('matrix', *MATRIX_FIELDS), str)
-    given = {}
-    for word in words:
-        name, sign, text = word.partition('=')
-        if not sign: raise RRNError(f"{word!r} is no setting; write name=value.")
-        given[name] = _typed(name, text, kinds[one_of('parameter', name, sorted(kinds))])
-    return given
-
-def _typed(name, text, kind):
-    "A setting's text as a value of its type."
-    if kind is bool: return _as_bool(name, text)
-    try: return kind(text)
-    except ValueError: raise RRNError(f"{name}={text!r} should be {kind.__name__}.") from None
+    return typed_settings(words, kinds | dict.fromkeys(('matrix', *MATRIX_FIELDS), str))
 
 def split_settings(settings:dict) -> tuple:
     "(those of a matrix, those of the workflow with defaults for the rest)."
@@ -398,26 +390,23 @@ def publish_all(matrix:Matrix):
     return names
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #51b55901
-def main(argv=None):
-    "`python -m rrn.experiments.matrix train|evaluate|tables|figures|publish [<run>] [name=value ...]`"
-    parser = CommandLine(prog='python -m rrn.experiments.matrix', description='One step of the tables.')
-    parser.add_argument('step', choices=[*RUN_STEPS, 'tables', 'figures', 'publish'], help='what to do')
-    parser.add_argument('words', nargs='*', metavar='[run] name=value', help='a run to train or evaluate, and settings')
-    parser.add_argument('--settings', default='{}', help='the same as JSON')
-    parser.add_argument('--stamp', help='a file to write when it is done')
-    given = parser.parse_args(argv)
-    try: _main(given)
-    except RRNError as e: sys.exit(f'error: {e}')
-
-def _main(given):
-    run, words = (given.words[:1], given.words[1:]) if given.step in RUN_STEPS else ([], given.words)
-    if given.step in RUN_STEPS and not run: raise RRNError(f"{given.step} which run? Give its name first.")
-    own, how = split_settings(json.loads(given.settings) | settings_of(words))
-    if given.step in RUN_STEPS: run_step(given_matrix(**own), given.step, *run, how['runs_per_gpu'])
-    elif given.step == 'publish': print(*publish_all(given_matrix(**own)), sep='\n')
-    else: make_report(own, given.step)
-    if given.stamp:
-        with whole_file(given.stamp) as f: f.write('')
+@as_command('matrix')
+def main(step:str,                    # train, evaluate, tables, figures, or publish
+         words:tuple[str, ...]=(),    # the run to train or evaluate, and settings: name=value
+         *, settings:str='{}',        # the same settings as JSON
+         stamp:str=''                 # a file to write when it is done
+        ):
+    """Carry out one step of the tables.
+    Settings are fields of the matrix, or of the configuration (see `rrn train --help`)."""
+    one_of('step', step, [*RUN_STEPS, 'tables', 'figures', 'publish'])
+    run, words = (words[:1], words[1:]) if step in RUN_STEPS else ([], words)
+    if step in RUN_STEPS and not run: raise RRNError(f"{step} which run? Give its name first.")
+    own, how = split_settings(json.loads(settings) | settings_of(words))
+    if step in RUN_STEPS: run_step(given_matrix(**own), step, *run, how['runs_per_gpu'])
+    elif step == 'publish': print(*publish_all(given_matrix(**own)), sep='\n')
+    else: make_report(own, step)
+    if stamp:
+        with whole_file(stamp) as f: f.write('')
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #16a21ca2
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -54,6 +54,7 @@ class MaskSources:
 
     def digest(self, mask):
         "A hash of an outline; of a file of its own, name and size."
+        if hasattr(mask, 'parts'): return ' '.join(map(self.of, mask.parts))                       # the union of several
         if not isinstance(mask, CocoMask): return f'{Path(mask.path).name} {_size(mask.path)}' if hasattr(mask, 'path') else f'{mask}'
         outline = self.read(mask.segmentation) if isinstance(mask.segmentation, InFile) else mask.segmentation
         return hashlib.blake2b(json.dumps(outline, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
@@ -260,7 +261,7 @@ def add_metrics(run:Run, key:str, rows:pd.DataFrame, protocol:str,
                 **conditions     # threshold, crf
                ):
     "Put the summary of evaluation rows under `key` ('<dataset> <split>') into the run's metrics.json, keeping the rest, and the rows' counts beside it."
-    if rows.empty: raise RRNError(f"{key}: no expression could be read, so there is nothing to record. See python -m rrn.doctor.")
+    if rows.empty: raise RRNError(f"{key}: no expression could be read, so there is nothing to record. See `rrn doctor`.")
     if samples is not None: conditions |= dict(data=data_fingerprint(samples), skipped=len(samples) - len(rows))
     entry = summary(rows) | {'protocol': protocol} | conditions
     if entry.get('skipped'): print(f"{key}: {entry['skipped']:,} of {len(samples):,} expressions were skipped, since they could not be read; tables leave this run out.")

@@ -8,11 +8,12 @@ __all__ = ['TOLD', 'INDEX', 'PUBLISHED_FILES', 'read_records', 'results_table', 
            'by_number', 'in_all', 'code_days', 'write_index', 'publish', 'main']
 
 # %% ../../nbs/3_experiments/03_report.ipynb #23499823
-import os, re, shutil, sys
+import os, re, shutil
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
-from ..common.core import CommandLine, new_folder, read_json, RRNError, whole_file
+from ..common.command import as_command
+from ..common.core import new_folder, read_json, RRNError, whole_file
 from ..metrics import METRICS
 from ..model import preset
 from .record import check_run_name, published_folder, published_run, published_runs, read_metrics, Run, runs_folder
@@ -92,7 +93,7 @@ def index_row(record, common, dates) -> dict:
 # %% ../../nbs/3_experiments/03_report.ipynb #f1afd506
 INDEX = """# Runs: {name}
 
-{records}, listed by `python -m rrn.experiments.report index`. What a run is: preset {preset}{common}, and the fields that
+{records}, listed by `rrn publish`. What a run is: preset {preset}{common}, and the fields that
 the table names. Trained in {minutes:.0f} minutes on {device}, with PyTorch {torch}. Overall IoU in percent is the result; the other metrics,
 and the counts of every expression, are in the folder of the run.
 
@@ -160,20 +161,9 @@ def _copy_record(run, fresh):
         elif source.exists(): shutil.copy(source, fresh/part)
 
 # %% ../../nbs/3_experiments/03_report.ipynb #b2f1abb6
-def main(argv=None):
-    "`python -m rrn.experiments.report publish RUN ...` or `index`."
-    parser = CommandLine(prog='python -m rrn.experiments.report',
-                         description="Copy finished runs from runs/ to the published records in reports/runs, or list what is there anew.")
-    parser.add_argument('what', choices=['publish', 'index'])
-    parser.add_argument('run', nargs='*', help='names of runs to publish')
-    parser.add_argument('--replace', action='store_true', help='put them in place of published ones of the same name')
-    parser.add_argument('--group', default='single', help='folder of reports/runs for runs that were not published before')
-    given = parser.parse_args(argv)
-    try:
-        for name in given.run: print(publish(name, given.replace, group=given.group))
-        if given.what == 'index':
-            for folder in sorted(published_folder().glob('*/')): write_index(folder)
-    except RRNError as e: sys.exit(f'error: {e}')
-
-# %% ../../nbs/3_experiments/03_report.ipynb #516d0a49
-if __name__ == '__main__' and '__file__' in globals(): main()
+@as_command('publish', publish, without=['name', 'folder'])
+def main(runs:tuple[str, ...]=(),   # names of finished runs; none: list anew what is published
+         **given):
+    "Copy finished runs to the records in reports/runs."
+    for name in runs: print(publish(name, **given))
+    for folder in sorted(published_folder().glob('*/')) if not runs else []: write_index(folder)
