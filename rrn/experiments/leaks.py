@@ -6,8 +6,8 @@
 __all__ = ['imagehash', 'COCO_NAME', 'FULL_NAME', 'ENDINGS', 'READ', 'EXAMINED', 'TRAINED', 'LEAK_COLUMNS', 'BITS', 'NEAR', 'OWN',
            'NONE_OWN', 'PictureId', 'picture_named', 'Training', 'names_in_text', 'names_in_json', 'names_of_item',
            'names_in_refs', 'read_training', 'as_training', 'best_of', 'in_folder', 'is_here', 'Split', 'splits_in',
-           'picture_family', 'all_splits', 'shared_pictures', 'leak_table', 'own_table', 'look_of', 'looks',
-           'near_pairs', 'Alike', 'eval_files', 'look_alikes', 'read_score_file', 'part_of', 'scores_without',
+           'picture_family', 'all_splits', 'shared_pictures', 'apart_from', 'leak_table', 'own_table', 'look_of',
+           'looks', 'near_pairs', 'Alike', 'eval_files', 'look_alikes', 'read_score_file', 'part_of', 'scores_without',
            'leaks_page', 'data_notes', 'unread_note', 'find_leaks', 'write_leaks', 'main']
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #084cf88d
@@ -167,10 +167,14 @@ def all_splits(root, datasets=EXAMINED) -> tuple:
     here = [d for d in datasets if is_here(d, Path(root))]
     return [s for d in here for s in splits_in(d, root)], [d for d in datasets if d not in here]
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #9807dc71
+# %% ../../nbs/3_experiments/17_leaks.ipynb #d01c3973
 def shared_pictures(known:set, splits) -> dict:
     "{(dataset, split): pictures of a val or test split that are in `known`}."
     return {(s.dataset, s.split): known & s.pictures for s in splits if s.split not in TRAINED}
+
+def apart_from(training:Split, splits) -> list:
+    "The splits that are not meant to be a part of `training`, as ReferIt's val is of its trainval."
+    return [s for s in splits if not (training.split == 'trainval' and (s.dataset, s.split) == (training.dataset, 'val'))]
 
 LEAK_COLUMNS = ['split', 'pictures trained on', 'of', 'sentences about them', 'of ', '%']
 
@@ -188,7 +192,7 @@ def own_table(splits) -> pd.DataFrame:
     "The same for the training splits that are here: one row for each pair that shares pictures."
     rows = []
     for t in (t for t in splits if t.split in TRAINED):
-        found = leak_table(shared_pictures(t.pictures, splits), splits)
+        found = leak_table(shared_pictures(t.pictures, apart_from(t, splits)), splits)
         found = found[found['pictures trained on'] > 0]
         rows += [(f'{t.dataset} {t.split}', *row) for row in found.itertuples(index=False)]
     return pd.DataFrame(rows, columns=['training split', *LEAK_COLUMNS])

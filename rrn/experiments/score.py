@@ -110,7 +110,7 @@ def count_pixels(masks:dict,          # protocol -> bool mask
         found[name] = (both, predicted + np.count_nonzero(target) - both, predicted)
     return found
 
-# %% ../../nbs/3_experiments/16_score.ipynb #2f6d6a51
+# %% ../../nbs/3_experiments/16_score.ipynb #a6bb7be6
 KEYS = ['sent_id', 'ref_id']
 
 def pick_key(entries:list,    # of `Entry`
@@ -128,16 +128,16 @@ def pick_key(entries:list,    # of `Entry`
     return key
 
 def fitting_key(ids:set, known:dict) -> str:
-    "The key with the fewest missing and foreign numbers. `RRNError` if both have as many."
-    apart = {key: len(ids ^ known[key]) for key in KEYS}
+    "The key with the fewest foreign numbers, of two with as many that with the fewest missing. `RRNError` for a tie."
+    apart = {key: (len(ids - known[key]), len(known[key] - ids)) for key in KEYS}
     if ids & set().union(*known.values()) and len(set(apart.values())) < 2:
-        raise RRNError("the predictions' numbers fit sent_id and ref_id alike; say which they are (--key sent_id, --key ref_id).")
+        raise RRNError("the predictions' numbers fit sent_id and ref_id alike; say which (--key sent_id or --key ref_id).")
     return min(KEYS, key=apart.get)
 
 def _no_match(key, ids, known):
     first = lambda numbers: ', '.join(map(str, sorted(numbers)[:5]))
-    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split, whose sent_id are "
-            f"{first(known['sent_id'])}, ..., and ref_id {first(known['ref_id'])}, ... Is it another split or data set?")
+    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split; its sent_id are "
+            f"{first(known['sent_id'])}, ..., its ref_id {first(known['ref_id'])}, ... Is it another split or data set?")
 
 # %% ../../nbs/3_experiments/16_score.ipynb #0594ffd6
 class Task(NamedTuple):
