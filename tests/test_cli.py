@@ -124,7 +124,8 @@ def test_only_what_is_given_is_told(line, told, capsys):
 
 @pytest.mark.parametrize('words, given', [
     ([], {}), (['--mirror'], dict(mirror=True)), (['--no-mirror'], dict(mirror=False)),
-    (['pyramid='], dict(pyramid='')), (['--run', 'a=b'], dict(run='a=b')), (['run=a=b'], dict(run='a=b')), (['clip=-1'], dict(clip=-1.)),
+    (['pyramid='], dict(pyramid='')), (['--run', 'a=b'], dict(run='a=b')), (['run=a=b'], dict(run='a=b')),
+    (['clip=-1'], dict(clip=-1.)),
     (['--update', 'mine:GRU'], dict(update='mine:GRU')), (['--preset', 'paper'], dict(preset='paper')),
     (['-p', 'D_Q', '7'], dict(D_Q=7)), (['--D-Q', '7'], dict(D_Q=7)),
     (['--vocabulary', 'resume'], dict(vocabulary='resume'))])
@@ -144,9 +145,11 @@ def test_a_machine_without_tyro_takes_settings(told, monkeypatch, capsys):
     (['train', '--preset', 'papper'], "Did you mean 'paper'"), (['train', 'lr'], 'name=value'),
     (['train', '-p', 'lr'], 'name=value'),
     (['train', '--lr', 'fast'], '--lr'), (['train', 'iterations=1.5'], '--iterations'), (['train', '--lr'], '--lr'),
-    (['evaluate', 'split=val'], "Did you mean 'splits'"), (['doctor'], 'DATASET'), (['doctor', 'a', 'b', 'more'], 'more'),
+    (['evaluate', 'split=val'], "Did you mean 'splits'"), (['doctor'], 'DATASET'),
+    (['doctor', 'a', 'b', 'more'], 'more'),
     (['download', 'unc'], 'one folder'), (['predict', 'a.jpg'], 'what to find'),
-    (['score', '--dataset', 'unc'], 'predictions'), (['score', 'x', '--dataset', 'unc', '--kind', 'masc'], 'probability'),
+    (['score', '--dataset', 'unc'], 'predictions'),
+    (['score', 'x', '--dataset', 'unc', '--kind', 'masc'], 'probability'),
     (['trian'], "Did you mean 'train'"), (['--run'], 'Allowed: train')])
 def test_wrong_words_are_answered_in_a_line(words, said, capsys):
     status, out, err = ends(words, capsys)
