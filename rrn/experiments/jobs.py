@@ -30,7 +30,7 @@ from ..common.team import this_team
 from ..crf import make_crf
 from ..data.datasets import open_dataset, READERS
 from ..data.shapes import KINDS
-from ..evaluate import evaluate, summary, WORDS
+from ..evaluate import evaluate, summary, SENTENCE_SOURCES
 from .record import (add_metrics, check_run_name, check_same_run, find_run, finish_record,
                                     identity_differences, identity_of, provenance, Run, run_name, runs_folder,
                                     start_record)
@@ -391,7 +391,7 @@ def evaluate_splits(job:Job) -> dict:
     found = {}
     for split in job.splits:
         unknown = unknown_share(job.vocabulary, [s.sentence for s in job.samples(split)])
-        for words in WORDS if job.options['controls'] else ['own']:
+        for words in SENTENCE_SOURCES if job.options['controls'] else ['own']:
             label = f'{job.label} {split}{CONTROLS[words]}'
             found[label] = evaluate_as(job, label, split, words, unknown_words=unknown)
     return found
