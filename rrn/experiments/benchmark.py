@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['SIZES', 'GROWN', 'GROWN_QUICKLY', 'TRAIN2014_IMAGES', 'TRAIN2014_OBJECTS', 'SENTENCE_WORDS', 'OPENING', 'STEPPING',
            'BUSY', 'CROWDS', 'KINDS_OF_WORK', 'SHAPES', 'SHAPES_ON_GPU', 'PAPER_SENTENCES', 'QUARTER_OF_H100',
-           'SPEED_COLUMNS', 'PlainHead', 'PlainRRN', 'plain_loss', 'plain_step', 'in_turns', 'matmul_peak',
-           'peak_memory', 'process_peak', 'random_batch', 'Bench', 'plain_predict', 'speeds', 'rates_beside', 'growth',
-           'noise_photograph', 'write_pictures', 'random_polygons', 'image_entry', 'object_entry', 'write_instances',
-           'random_sentence', 'write_refs', 'write_unc_sized', 'data_speed', 'crf_speed', 'finding_rrn',
-           'measure_opening', 'steps_per_second', 'fair_share', 'measure_crowding', 'small_step_profile', 'benchmark',
-           'small_step', 'speed_line', 'report_path', 'shape_name', 'speed_row', 'opening_row', 'report_tables',
-           'speed_table', 'speed_text', 'main']
+           'SPEED_COLUMNS', 'in_turns', 'matmul_peak', 'peak_memory', 'process_peak', 'random_batch', 'Bench', 'speeds',
+           'rates_beside', 'growth', 'noise_photograph', 'write_pictures', 'random_polygons', 'image_entry',
+           'object_entry', 'write_instances', 'random_sentence', 'write_refs', 'write_unc_sized', 'data_speed',
+           'crf_speed', 'finding_rrn', 'measure_opening', 'steps_per_second', 'fair_share', 'measure_crowding',
+           'small_step_profile', 'benchmark', 'small_step', 'speed_line', 'report_path', 'shape_name', 'speed_row',
+           'opening_row', 'report_tables', 'speed_table', 'speed_text', 'main']
 
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #4018842a
 import contextlib, itertools, json, os, pickle, re, resource, statistics, subprocess, sys, tempfile
@@ -22,19 +21,17 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
 import rrn
-from ..backbone import build_backbone, freeze
 from ..common.command import as_command
 from ..common.core import (device_name, keep_freed_memory, one_of, pick_device, repo_root, RRNError,
                              seed_everything, whole_file, write_json)
 from ..crf import have_pydensecrf, make_crf
 from ..batches import Batch, Batches, group_by_image, Reader
-from ..fusion import WordLSTM
 from ..evaluate import autocast, predictions
 from .cost import count_operations, seconds_for
-from ..image import coordinates, fit, mask_out
+from ..image import fit
 from ..model import Config, preset, RRN
+from ..naive import naive_predict, naive_step, NaiveRRN
 from ..data.masks import CocoMask
 from ..data.refer import EXPECTED, IMAGE_FOLDER, Sample
 from .report import markdown, render
@@ -42,70 +39,6 @@ from ..data.shapes import image_name, save_jpeg
 from ..text import Vocabulary
 from ..train import make_engine, make_optimiser, update_step
 from .record import provenance
-
-# %% ../../nbs/3_experiments/06_benchmark.ipynb #6323c8e0
-class PlainHead(nn.Module):
-    "Localisation and refinement as the paper's section 3.2 reads, for one image and one sentence."
-    def __init__(self, c:Config, channels:dict, vocabulary_size:int):
-        super().__init__()
-        conv = lambda a, b, k=1, bias=True: nn.Conv2d(a, b, k, padding=k // 2, bias=bias)
-        self.pyramid = c.pyramid.split(',')
-        self.encoder = nn.ModuleDict(dict(embedding=nn.Embedding(vocabulary_size, c.embed_dim), lstm=WordLSTM(c.embed_dim, c.D_S, batch_first=True)))
-        self.fusion = nn.ModuleDict(dict(project=conv(channels['C5'], c.D_I), fuse=conv(c.D_I + c.D_S + 8, c.D_Q)))
-        gates = nn.ModuleDict(dict(W=conv(c.D_Q, 4 * c.D_Q, c.kernel), U=conv(c.D_Q, 4 * c.D_Q, c.kernel, bias=False)))
-        self.refine = nn.ModuleDict(dict(laterals=nn.ModuleList(conv(channels[m], c.D_Q) for m in self.pyramid), updates=nn.ModuleList([gates])))
-        self.score = conv(c.D_Q, 1, c.score_kernel)
-
-    def sentence(self, words):                                     # (T,)
-        "The LSTM's state after the last word: (1, D_S)."
-        return self.encoder['lstm'](self.encoder['embedding'](words[words != 0][None]))[1][0][0]
-
-    def localise(self, C5, s):                                     # (1, C, h, w), (1, D_S)
-        "q: everything side by side at every position, then one 1x1 convolution."
-        v = F.normalize(self.fusion['project'](C5))
-        s = F.normalize(s)[:, :, None, None].expand(-1, -1, *v.shape[2:])
-        where = coordinates(*v.shape[2:])[None].to(v)
-        return torch.relu(self.fusion['fuse'](torch.cat([v, s, where], 1)))
-
-    def forward(self, maps, words):
-        "Logits (1, 1, h, w): equations (1) to (3)."
-        h = self.localise(maps['C5'], self.sentence(words))
-        c, gates = torch.zeros_like(h), self.refine['updates'][0]
-        for lateral, level in zip(self.refine['laterals'], self.pyramid):
-            x = torch.relu(lateral(maps[level]))
-            i, f, g, o = (gates['W'](x) + gates['U'](h)).chunk(4, 1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-        return self.score(h)
-
-# %% ../../nbs/3_experiments/06_benchmark.ipynb #a9f06eb2
-class PlainRRN(nn.Module):
-    "CNN and plain head; takes the state dict of an `RRN` of the same configuration (the paper's model, other widths allowed)."
-    def __init__(self, c:Config, vocabulary_size:int):
-        super().__init__()
-        if (c.system, c.update, c.activation, c.start, c.upsample, c.mapping) != ('rrn', 'lstm', 'tanh', 'q', 'probability', 'half_pixel'):
-            raise RRNError("the plain port is written for the paper's model; use preset=paper, with any widths.")
-        self.config = c
-        self.backbone = freeze(build_backbone(c.backbone, None, c.output_stride))
-        self.head = PlainHead(c, self.backbone.channels, vocabulary_size)
-
-    def forward(self, image, words):                               # (1, 3, H, W), (T,)
-        with torch.no_grad(): maps = self.backbone(image.float())
-        return self.head(maps, words)
-
-def plain_loss(logits, mask):                                      # (1, 1, h, w), (H, W) bool
-    "Equation (4): upsampled probability, mean over the pixels."
-    p = F.interpolate(logits.float().sigmoid(), mask.shape, mode='bilinear')
-    return F.binary_cross_entropy(p, mask[None, None].float())
-
-def plain_step(model, optimiser, image, words, mask):
-    "One optimisation step of the plain port."
-    with autocast(image.device, model.config.precision): logits = model(image, words)
-    loss = plain_loss(logits, mask)
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
-    return loss.detach()
 
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #28e4c03d
 def in_turns(works:dict,    # name -> function without arguments
@@ -169,7 +102,7 @@ class Bench:
 
     def add_plain(self, vocabulary_size):
         "The plain port with the same weights and PyTorch's Adam."
-        self.plain = PlainRRN(self.config, vocabulary_size).to(self.device).train()
+        self.plain = NaiveRRN(self.config, vocabulary_size).to(self.device).train()
         self.plain.load_state_dict(self.model.state_dict())
         trained = [p for p in self.plain.parameters() if p.requires_grad]
         self.plain_optimiser = torch.optim.AdamW(trained, self.config.lr, weight_decay=self.config.weight_decay)
@@ -180,11 +113,11 @@ class Bench:
 
     def plain_train(self):
         b = self.batch
-        plain_step(self.plain, self.plain_optimiser, b.images[:1], b.words[0], b.masks[0])
+        naive_step(self.plain, self.plain_optimiser, b.images[:1], b.words[:1], b.masks[:1])
 
     def plain_evaluate(self):
         b = self.batch
-        return plain_predict(self.plain, b.images[:1], b.words[0], b.placements[0])
+        return naive_predict(self.plain, b.images[:1], b.words[:1], b.placements[0])
 
     @torch.no_grad()
     def cnn(self):
@@ -195,14 +128,6 @@ class Bench:
         b = self.batch
         self.optimiser.zero_grad(set_to_none=True)
         self.engine.loss(self.model, self.maps, b.words, b.image_of, b.masks).backward()
-
-# %% ../../nbs/3_experiments/06_benchmark.ipynb #4db6d305
-@torch.inference_mode()
-def plain_predict(model, image, words, placement, threshold=.5):
-    "The plain port's mask at the image's own resolution (height, width)."
-    with autocast(image.device, model.config.precision): logits = model(image, words)
-    p = F.interpolate(logits.float().sigmoid(), image.shape[-2:], mode='bilinear')[0]
-    return mask_out(p, placement, model.config.protocol, threshold)[0]
 
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #6208c48c
 def speeds(bench:Bench, peak:float, turns=5) -> dict:
