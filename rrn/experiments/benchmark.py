@@ -22,23 +22,23 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import rrn
-from ..common.command import as_command
-from ..common.core import (device_name, keep_freed_memory, one_of, pick_device, repo_root, RRNError,
-                             seed_everything, whole_file, write_json)
-from ..crf import have_pydensecrf, make_crf
 from ..batches import Batch, Batches, group_by_image, Reader
+from ..common.command import as_command
+from ..common.core import (device_name, keep_freed_memory, one_of, pick_device, repo_root, RRNError, seed_everything,
+                             whole_file, write_json)
+from ..crf import have_pydensecrf, make_crf
+from ..data.masks import CocoMask
+from ..data.refer import EXPECTED, IMAGE_FOLDER, Sample
+from ..data.shapes import image_name, save_jpeg
 from ..evaluate import autocast, predictions
 from .cost import count_operations, seconds_for
+from .record import provenance
+from .report import markdown, render
 from ..image import fit
 from ..model import Config, preset, RRN
 from ..naive import naive_predict, naive_step, NaiveRRN
-from ..data.masks import CocoMask
-from ..data.refer import EXPECTED, IMAGE_FOLDER, Sample
-from .report import markdown, render
-from ..data.shapes import image_name, save_jpeg
 from ..text import Vocabulary
 from ..train import make_engine, make_optimiser, update_step
-from .record import provenance
 
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #28e4c03d
 def in_turns(works:dict,    # name -> function without arguments

@@ -18,10 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from ..backbone import build_backbone
 from ..common.core import device_name, read_json, repo_root, RRNError, write_json
+from ..common.pretrained import RANDOM
 from ..evaluate import autocast
 from ..loss import segmentation_loss
 from ..model import Config, PRESETS, RRN, SYSTEMS
-from ..common.pretrained import RANDOM
 from ..refine import parse_pyramid
 
 # %% ../../nbs/3_experiments/01_cost.ipynb #1aec6693

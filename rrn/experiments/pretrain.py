@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from ..backbone import SmallResNet
 from ..common.core import derived_rng, RRNError, seed_everything
-from ..image import fit, place_image
 from ..data.shapes import CLASSES, COLOURS, draw_scene, in_workers, SET_SEED, TEXTURES
+from ..image import fit, place_image
 
 # %% ../../nbs/3_experiments/07_pretrain.ipynb #031f2ff7
 LABELS = {'class': ['sky', 'ground', 'water', *CLASSES], 'colour': ['none', *COLOURS], 'texture': ['none', *TEXTURES]}

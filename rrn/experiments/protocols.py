@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco
-from ..common.core import RRNError
 from ..batches import Batches, evaluation_order, group_by_image, loader
+from ..common.core import RRNError
 from ..evaluate import autocast
 from ..image import mask_in, mask_out, released_prediction_back, unplace
 from ..loss import bilinear, upsample_probability
