@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'summary_of', 'show_commands', 'main', 'command_of']
 
-# %% ../nbs/5_doors/cli.ipynb #23e9165d
+# %% ../nbs/5_doors/cli.ipynb #1e329b07
 import ast, importlib.util, sys
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,8 @@ COMMANDS = dict(
     download='rrn.data.download:main',
     doctor='rrn.data.doctor:main',
     convert='rrn.data.convert:main',
+    score='rrn.experiments.score:main',
+    leaks='rrn.experiments.leaks:main',
     benchmark='rrn.experiments.benchmark:main',
     publish='rrn.experiments.report:main',
     beside='rrn.experiments.beside:main',
@@ -32,7 +34,7 @@ def summary_of(place:str) -> str:
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
     return ast.get_docstring(function).splitlines()[0]
 
-# %% ../nbs/5_doors/cli.ipynb #973fb1ef
+# %% ../nbs/5_doors/cli.ipynb #f77ae8ed
 def show_commands(words):
     "The help of `rrn`; ends the program."
     import tyro
@@ -40,9 +42,9 @@ def show_commands(words):
         def function(): pass
         function.__doc__ = about
         return function
-    tyro.extras.subcommand_cli_from_dict({name: stand_in(summary_of(place)) for name, place in COMMANDS.items()}, prog='rrn', args=words,
-        description='Referring image segmentation via recurrent refinement networks. `rrn COMMAND --help` tells more of a command.',
-        use_underscores=True)
+    about = 'Referring image segmentation via recurrent refinement networks. More of a command: rrn COMMAND --help'
+    functions = {name: stand_in(summary_of(place)) for name, place in COMMANDS.items()}
+    tyro.extras.subcommand_cli_from_dict(functions, prog='rrn', args=words, description=about, use_underscores=True)
 
 def main(argv=None) -> int:
     "`rrn COMMAND ...`; the exit status."

@@ -24,7 +24,7 @@ from .refine import ACTIVATIONS, parse_pyramid, Refinement, UPDATES
 class Config:
     "Everything that decides what is trained. Defaults follow the paper's text."
     # data (sections 3.3 and 4.1)
-    dataset: str = 'unc'             # unc, unc+, gref, gref-umd, referit, own, or scenes: shapes-unc and so on
+    dataset: str = 'unc'             # unc, unc+, gref, gref-umd, referit, grefcoco, own, shapes-unc and so on
     split: str = 'train'             # the split to train on
     exclude: str = ''                # pictures not to train on: image ids joined by commas, or a text file of them
     image_size: int = 320            # W = H, pixels
@@ -48,8 +48,8 @@ class Config:
     D_Q: int = 500                   # channels of q and of the hidden states
     word_forget_bias: float = 0.     # added to the word LSTM's forget gate
     pyramid: str = 'C5,C4,C3'        # maps that refine, in their order, of C1 to C5; '': no refinement
-    update: str = 'lstm'
-    activation: str = 'tanh'
+    update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm
+    activation: str = 'tanh'         # of the update function: 'tanh' or 'relu'
     kernel: int = 1                  # of the update function; the text does not say, the program has 1
     start: str = 'q'                 # 'q': h_0 = q; 'zero': zero state, q is the first input
     score_kernel: int = 3            # of the last convolution

@@ -100,7 +100,6 @@ class Matrix:
     fresh: bool = False             # whether published records are left alone, so that every run is made here
     allow_skipped: bool = False     # whether runs count that were evaluated without pictures that could not be read
     external: tuple = ()            # records of other systems' predictions, made by `rrn score`: a row each below Table 2
-    external: tuple = ()            # records of other systems' predictions, made by `rrn score`: a row each below Table 2
     segmentation: str = ''          # weights of the segmentation model in Figure 1, for photographs: '<backbone>,<head>' of the mobile DeepLab, or a torchvision file
 
     def __post_init__(self): check_matrix(self)
