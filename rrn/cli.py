@@ -23,8 +23,6 @@ COMMANDS = dict(
     publish='rrn.experiments.report:main',
     beside='rrn.experiments.beside:main',
     matrix='rrn.experiments.matrix:main',
-    score='rrn.experiments.score:main',
-    leaks='rrn.experiments.leaks:main',
     gpu_checks='rrn.experiments.gpu_checks:main')       # command -> module:function
 
 def summary_of(place:str) -> str:

@@ -662,11 +662,11 @@ def score_predictions(
     with whole_file(place.with_suffix('.md')) as f: f.write(text)
     return place.with_suffix('.md')
 
-# %% ../../nbs/3_experiments/16_score.ipynb #10822d97
+# %% ../../nbs/3_experiments/16_score.ipynb #eb087699
 @as_command('score', score_predictions)
 def main(predictions:tuple[str, ...],    # folder of PNGs, .json, .jsonl, .npz or .parquet; several: seeds of one system
          **options):
-    "Score masks of any model under every protocol, with intervals."
+    "Score anyone's masks, with intervals."
     made = score_predictions(predictions, **options)
     print(made.read_text())
     print(f'This page is {made}; beside it are the score file, {made.with_suffix(".json").name}, and the record.')
