@@ -27,27 +27,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from .benchmark import (Bench, in_turns, matmul_peak, noise_photograph, peak_memory, random_batch)
-from .benchmark import write_pictures
-from ..common.command import as_command
-from .cost import count_operations, seconds_for
-from ..common.core import (derived_rng, device_name, locked, one_of, pick_device, read_json,
-                             repo_root, RRNError)
-from ..common.core import seed_everything, write_json
-from ..crf import make_crf
 from ..batches import Batches, group_by_image, loader, Reader, TrainingOrder
+from ..common.checkpoints import weight_bytes
+from ..common.command import as_command
+from ..common.core import (derived_rng, device_name, locked, one_of, pick_device, read_json, repo_root, RRNError,
+                             seed_everything, write_json)
+from ..crf import make_crf
+from ..data.refer import EXPECTED, Sample
+from ..data.shapes import (describe, draw_scene, family_of, image_name, in_workers, save_jpeg, SET_SEED, split_of,
+                             SPLITS, targets, wanted)
+from ..data.weights import from_tf
 from ..evaluate import autocast, evaluate, summary
+from .benchmark import (Bench, in_turns, matmul_peak, noise_photograph, peak_memory, random_batch,
+                                       write_pictures)
+from .cost import count_operations, seconds_for
+from .record import provenance, Run
 from ..loss import segmentation_loss
 from ..model import Config, preset, RRN
-from .record import provenance, Run
-from ..data.refer import EXPECTED, Sample
 from ..refine import ReleasedConvLSTM
-from ..data.shapes import describe, draw_scene, family_of, image_name, in_workers, save_jpeg, SET_SEED, SPLITS
-from ..data.shapes import split_of, targets, wanted
 from ..text import Vocabulary
-from ..common.checkpoints import weight_bytes
 from ..train import batch_loss, make_engine, Plan, train, trained_weights
-from ..data.weights import from_tf
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #dcc66b4a
 TINY_SIZES = dict(backbone='small', weights='embedded', image_size=48, embed_dim=8, D_I=8, D_S=8, D_Q=8)
