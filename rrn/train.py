@@ -194,7 +194,7 @@ class Reporter:
 
 # %% ../nbs/1_paper/12_train.ipynb #809a1854
 def sentences_read(batch, parts, reader:Reader, team:Team) -> int:
-    "How many sentences of a step's `parts` the whole team has read; 0 if all pictures were skipped, and so is the step."
+    "How many sentences of a step's `parts` the whole team has read; 0 if all pictures were skipped: no step then."
     if team.size == 1: return len(batch.samples)
     return sum(map(len, parts)) if reader.on_corrupt == 'stop' else sum(team.collect([len(batch.samples)]))
 
