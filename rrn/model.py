@@ -24,7 +24,7 @@ from .refine import ACTIVATIONS, parse_pyramid, Refinement, UPDATES
 class Config:
     "Everything that decides what is trained. Defaults follow the paper's text."
     # data (sections 3.3 and 4.1)
-    dataset: str = 'unc'             # unc, unc+, gref, gref-umd, referit, own, or scenes: shapes-unc and so on
+    dataset: str = 'unc'             # unc, unc+, gref, gref-umd, referit, grefcoco, own, shapes-unc and so on
     split: str = 'train'             # the split to train on
     exclude: str = ''                # pictures not to train on: image ids joined by commas, or a text file of them
     image_size: int = 320            # W = H, pixels

@@ -10,6 +10,28 @@ __all__ = ['imagehash', 'COCO_NAME', 'FULL_NAME', 'ENDINGS', 'READ', 'EXAMINED',
            'looks', 'near_pairs', 'Alike', 'eval_files', 'look_alikes', 'read_score_file', 'part_of', 'scores_without',
            'leaks_page', 'data_notes', 'unread_note', 'find_leaks', 'write_leaks', 'main']
 
+# %% ../../nbs/3_experiments/17_leaks.ipynb #3822c3f6
+import contextlib, io, re
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+import numpy as np
+import pandas as pd
+from PIL import Image
+from ..common.command import as_command
+from ..common.core import as_path, file_bytes, one_of, optional_module, read_json, RRNError, whole_file, write_json
+from ..common.pictures import read_image
+from ..common.untrusted import safe_load
+from ..data.datasets import open_dataset
+from ..data.doctor import data_folder, map_in_workers
+from ..data.refer import REFER_SETS
+from .predictions import json_objects
+from .report import markdown
+from .score import all_scores, few_workers, FORMAT, score_table, Scored, scored_of
+
+imagehash = optional_module('imagehash', 'comparing pictures by their look')
+
 # %% ../../nbs/3_experiments/17_leaks.ipynb #084cf88d
 import contextlib, io, re
 from dataclasses import dataclass, replace
@@ -50,7 +72,7 @@ def picture_named(text:str, numbers='coco'):
     if FULL_NAME.fullmatch(name): return PictureId('coco', int(COCO_NAME.fullmatch(name)[1]))
     return PictureId(numbers, int(name)) if re.fullmatch(r'\d{1,12}', name) and name.isascii() else None
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #717de254
+# %% ../../nbs/3_experiments/17_leaks.ipynb #b5dcac7a
 @dataclass
 class Training:
     "What was trained on."
@@ -71,7 +93,7 @@ def names_in_json(path:Path):
     except (ValueError, RecursionError) as e:
         raise RRNError(f"list of pictures {path} is not valid JSON ({str(e)[:200]}); write it again.") from e
     first = found[0] if len(found) == 1 else None
-    if isinstance(first, dict) and isinstance(first.get('images'), list): found = first['images']    # COCO's annotations
+    if isinstance(first, dict) and isinstance(first.get('images'), list): found = first['images']     # as COCO has it
     yield from map(names_of_item, found)
 
 def names_of_item(item) -> list:
@@ -167,14 +189,15 @@ def all_splits(root, datasets=EXAMINED) -> tuple:
     here = [d for d in datasets if is_here(d, Path(root))]
     return [s for d in here for s in splits_in(d, root)], [d for d in datasets if d not in here]
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #d01c3973
+# %% ../../nbs/3_experiments/17_leaks.ipynb #27c65d94
 def shared_pictures(known:set, splits) -> dict:
     "{(dataset, split): pictures of a val or test split that are in `known`}."
     return {(s.dataset, s.split): known & s.pictures for s in splits if s.split not in TRAINED}
 
 def apart_from(training:Split, splits) -> list:
     "The splits that are not meant to be a part of `training`, as ReferIt's val is of its trainval."
-    return [s for s in splits if not (training.split == 'trainval' and (s.dataset, s.split) == (training.dataset, 'val'))]
+    part = (training.dataset, 'val') if training.split == 'trainval' else None
+    return [s for s in splits if (s.dataset, s.split) != part]
 
 LEAK_COLUMNS = ['split', 'pictures trained on', 'of', 'sentences about them', 'of ', '%']
 
@@ -223,7 +246,7 @@ def near_pairs(a:np.ndarray,       # (N, 4) uint64
         found += [(start + int(i), int(j), int(bits[i, j])) for i, j in zip(*np.nonzero(bits <= within))]
     return found
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #417d1b58
+# %% ../../nbs/3_experiments/17_leaks.ipynb #bb1c99ea
 class Alike(NamedTuple):
     "A picture that was trained on and looks like one of a val or test split."
     file: str
@@ -242,7 +265,7 @@ def look_alikes(training:Training, splits, within:int=NEAR, workers:int=0, progr
     (mine, a), (theirs, b) = (looks(list(f), workers, progress) for f in (training.files, files.values()))
     pairs = [Alike(training.files[mine[i]].name, pictures[theirs[j]], bits) for i, j, bits in near_pairs(a, b, within)]
     said = (f"By look: {len(mine):,} of {len(training.files):,} pictures in {training.name} and {len(theirs):,} of {wanted:,} "
-            f"of the val and test splits could be read. Two are one if at most {within} of {BITS} bits of their hashes differ.")
+            f"of the val and test splits could be read. Two are one if at most {within} of {BITS} bits of hashes differ.")
     return pairs, said
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #794cd442
@@ -336,6 +359,16 @@ def write_leaks(folder:Path, text:str, found:dict, pairs:list):
     by_split = {f'{dataset} {split}': sorted(p.id for p in pictures) for (dataset, split), pictures in found.items()}
     alike = [dict(file=a.file, picture=a.picture.id, bits=a.bits) for a in pairs]
     write_json(folder/'leaks.json', dict(pictures=by_split, alike=alike))
+
+# %% ../../nbs/3_experiments/17_leaks.ipynb #009fef81
+@as_command('leaks', find_leaks)
+def main(training:tuple[str, ...]=(),    # lists or folders of pictures, splits (unc:train); none: the sets' own
+         **options):
+    "Find pictures of val and test splits that were trained on."
+    print(find_leaks(training, **options))
+
+# %% ../../nbs/3_experiments/17_leaks.ipynb #fef5f806
+if __name__ == '__main__' and '__file__' in globals(): main()
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #3b18fb00
 @as_command('leaks', find_leaks)
