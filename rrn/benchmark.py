@@ -75,7 +75,8 @@ class PlainRRN(nn.Module):
     "CNN and plain head; takes the state dict of an `RRN` of the same configuration (the paper's model, other widths allowed)."
     def __init__(self, c:Config, vocabulary_size:int):
         super().__init__()
-        if (c.system, c.update, c.activation, c.start, c.upsample, c.mapping) != ('rrn', 'lstm', 'tanh', 'q', 'probability', 'half_pixel'):
+        chosen = (c.system, c.update, c.activation, c.start, c.upsample, c.mapping)
+        if c.update_options() or chosen != ('rrn', 'lstm', 'tanh', 'q', 'probability', 'half_pixel'):
             raise RRNError("the plain port is written for the paper's model; use preset=paper, with any widths.")
         self.config = c
         self.backbone = freeze(build_backbone(c.backbone, None, c.output_stride))

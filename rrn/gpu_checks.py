@@ -36,7 +36,7 @@ from .loss import segmentation_loss
 from .model import RRN, Config, preset
 from .record import Run, provenance
 from .refer import EXPECTED, Sample
-from .refine import ReleasedConvLSTM
+from .refine import released_cell_from_tf
 from .shapes import SET_SEED, SPLITS, describe, draw_scene, family_of, image_name, in_workers, save_jpeg
 from .shapes import split_of, targets, wanted
 from .text import Vocabulary
@@ -215,7 +215,7 @@ def cell_errors(device) -> dict:
     x = torch.from_numpy(np.moveaxis(arrays['x'], -1, -3).copy()).to(device)
     for name in sorted({k.split('/')[0] for k in arrays.files if k.endswith('/zero/c')}):
         k, peephole, normalize = (int(part[-1]) for part in name.split('_'))
-        cell = ReleasedConvLSTM.from_tf(below(arrays, f'{name}/var/'), k, bool(peephole), bool(normalize)).to(device)
+        cell = released_cell_from_tf(below(arrays, f'{name}/var/'), k, bool(peephole), bool(normalize)).to(device)
         with torch.no_grad(), tf32(False): h, _ = cell.run(x)
         found[name] = error(h, np.moveaxis(arrays[f'{name}/zero/h'], -1, -3).copy())
     return found

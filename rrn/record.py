@@ -94,7 +94,10 @@ def run_name(c:Config) -> str:
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6]
     pyramid = c.pyramid.replace('C', '').replace(',', '') or '0'
     dataset = c.dataset.replace('+', 'plus')
-    return f"{dataset}-{'blind-' if c.blind else ''}{c.update}{pyramid}-{c.activation}-s{c.seed}-{digest}"
+    norm = {'': '', 'update': 'norm'}.get(c.normalise, f"norm-{c.normalise.replace(',', '-')}")
+    options = [norm, 'peepholes' * c.peepholes, f'forget{c.forget_bias:g}' * bool(c.forget_bias)]
+    update = '-'.join(filter(None, [f"{c.update.replace(':', '.')}{pyramid}", c.activation, *options]))
+    return f"{dataset}-{'blind-' if c.blind else ''}{update}-s{c.seed}-{digest}"
 
 def check_name(name:str) -> str:
     "`name` if it can be the name of a run, else `RRNError`."

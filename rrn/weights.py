@@ -25,7 +25,7 @@ from .core import RRNError, file_bytes, one_of
 from .model import RRN, Head, preset
 from .pretrained import find_weights
 from .refer import Allowance, PlainOpcodes, PlainUnpickler, plain_opcodes
-from .refine import ReleasedConvLSTM
+from .refine import ReleasedConvLSTM, released_cell_from_tf, released_cell_to_tf
 
 # %% ../nbs/20_weights.ipynb #2319d1b0
 CELL = 'multi_rnn_cell/cell_0/basic_lstm_cell/'
@@ -224,7 +224,7 @@ def load_head(head, system, tensors):
         if f'{name}/DW' in tensors: conv_from_tf(head.get_submodule(path), tensors[f'{name}/DW'], tensors[f'{name}/biases'])
     with torch.no_grad(): head.encoder.embedding.weight.copy_(tensors['embedding'])
     lstm_from_tf(head.encoder.lstm, *(tensors[WORD_LSTM[system] + n] for n in ('kernel', 'bias')))
-    if system == 'rrn': head.refine.updates[0] = ReleasedConvLSTM.from_tf({n: t.numpy() for n, t in tensors.items()}, head.config.kernel)
+    if system == 'rrn': head.refine.updates[0] = released_cell_from_tf({n: t.numpy() for n, t in tensors.items()}, head.config.kernel)
     if system == 'rmi':
         with torch.no_grad():
             head.alstm.weight.copy_(tensors[f'RNN/ALSTM/{CELL}kernel'].T); head.alstm.bias.copy_(tensors[f'RNN/ALSTM/{CELL}bias'])
@@ -257,7 +257,7 @@ def to_tf(module      # what `from_tf` or `network` gave, or a network of the sa
     head = module.head if isinstance(module, RRN) else module
     scope, array = 'text_objseg/', lambda w: w.detach().cpu().float().contiguous().numpy()
     out = {scope + n: array(w) for n, w in head_to_tf(head).items()}
-    if system_of(head) == 'rrn': out |= head.refine.updates[0].to_tf(f'{scope}rnn/')
+    if system_of(head) == 'rrn': out |= released_cell_to_tf(head.refine.updates[0], f'{scope}rnn/')
     scores, backbone = getattr(head, 'fc1000', None), getattr(module, 'backbone', None)
     if scores is not None: out |= dict(zip(SCORES, (array(scores.weight.permute(2, 3, 1, 0)), array(scores.bias))))
     out |= backbone_to_tf(backbone) if isinstance(backbone, DeepLabTF) else {}
