@@ -50,11 +50,12 @@ UPDATES = {}      # name -> class, filled by `update_function`
 def update_function(name:str   # letters, digits, '_', '.' and '-'
                    ):
     "Decorator that makes a subclass of `Update` the update function `name`. `RRNError` if another class has that name."
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]*', name): raise RRNError(f"{name!r} cannot name an update function; use letters, digits, '_', '.' and '-'.")
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]*', name):
+        raise RRNError(f"{name!r} cannot name an update function; use letters, digits, '_', '.' and '-'.")
+    place = lambda c: f'{c.__module__}.{c.__qualname__}'
     def register(cls):
-        there = UPDATES.get(name, cls)
-        place = lambda c: f'{c.__module__}.{c.__qualname__}'
-        if place(there) != place(cls): raise RRNError(f"update function {name!r} is {place(there)} already. Choose another name.")
+        there = place(UPDATES.get(name, cls))
+        if there != place(cls): raise RRNError(f"update function {name!r} is {there} already. Choose another name.")
         UPDATES[name] = cls
         return cls
     return register
@@ -93,7 +94,9 @@ class FPN(Update):
 
 # %% ../nbs/10_refine.ipynb #1a57e901
 _sigmoid_back, _tanh_back = torch.ops.aten.sigmoid_backward.grad_input, torch.ops.aten.tanh_backward.grad_input
-def _relu_back(grad, y, *, grad_input): return torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad_input)
+def _relu_back(grad, y, *, grad_input):
+    return torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad_input)
+
 IN_PLACE = {'tanh': (torch.tanh_, _tanh_back), 'relu': (torch.relu_, _relu_back)}     # a, and a'(x) from a(x)
 
 class LSTMStep(torch.autograd.Function):
@@ -124,7 +127,9 @@ class LSTMStep(torch.autograd.Function):
         _sigmoid_back(new * g, i_f[0], grad_input=d_i_f[0])
         a_back(new * i_f[0], g, grad_input=d_g)
         if c is not None: _sigmoid_back(new * c, i_f[1], grad_input=d_i_f[1])
-        d_h, d_U, _ = torch.ops.aten.convolution_backward(grads, h, U, None, [1, 1], [U.shape[-1] // 2] * 2, [1, 1], False, [0, 0], 1, [True, True, False])
+        padding, wanted = [U.shape[-1] // 2] * 2, [True, True, False]        # gradients of h and U, and of no bias
+        how = [1, 1], padding, [1, 1], False, [0, 0], 1                      # stride 1, no dilation, one group
+        d_h, d_U, _ = torch.ops.aten.convolution_backward(grads, h, U, None, *how, wanted)
         d_z = grads.sum(0, keepdim=True) if ctx.images == 1 else grads
         return d_z, d_h, None if c is None else new.mul_(i_f[1]), d_U, None
 
@@ -135,7 +140,7 @@ def glorot_(w, inputs, outputs):
     return nn.init.uniform_(w, -bound, bound)
 
 def peephole_weights(D:int, size) -> nn.Parameter:
-    "Weights (3, D, h, w) of the gates i, f and o for what they see of the cell. TensorFlow's start takes [h, w, D] for a kernel."
+    "Weights (3, D, h, w) of the gates i, f and o for the cell. TensorFlow's start: h x w is the window."
     if size is None: raise RRNError("A cell with peepholes needs the feature map's size, e.g. size=(40, 40).")
     h, w = size
     return nn.Parameter(glorot_(torch.zeros(3, D, h, w), h * w, h * D))
@@ -255,7 +260,7 @@ class ReleasedConvLSTM(Update):
         return torch.sigmoid(o) * self.a(c), c
 
     def run(self, x_seq, state=None):
-        "Every `h` and `c`, (B, T, D, h, w) each, for inputs (B, T, Cin, h, w) from `state` = (h, c), zeros if not given."
+        "Every h and c, (B, T, D, h, w) each, for inputs (B, T, Cin, h, w) from `state` = (h, c), zeros if not given."
         B, T, _, *size = x_seq.shape
         z = self.project(x_seq.flatten(0, 1)).unflatten(0, (B, T))                      # (B, T, 4D, h, w)
         h, c = state if state is not None else (x_seq.new_zeros(B, self.D, *size),) * 2
@@ -271,16 +276,16 @@ PEEPHOLES = ['W_ci', 'W_cf', 'W_co']
 
 def released_cell_to_tf(cell:ReleasedConvLSTM, prefix='') -> dict:
     "The variables of a TensorFlow checkpoint as float32 arrays, named `prefix` + 'conv_lstm_cell/...'."
-    out = {'kernel': torch.cat([cell.weight_x, cell.weight_h], dim=1).permute(2, 3, 1, 0)}              # (k, k, Cin + D, 4D)
+    out = dict(kernel=torch.cat([cell.weight_x, cell.weight_h], 1).permute(2, 3, 1, 0))         # (k, k, Cin + D, 4D)
     if cell.bias is not None: out['bias'] = cell.bias
-    if cell.peep is not None: out |= {n: w.permute(1, 2, 0) for n, w in zip(PEEPHOLES, cell.peep)}      # (h, w, D)
-    if cell.gamma is not None:
-        for n, gamma, beta in zip(NORMS, cell.gamma, cell.beta): out |= {f'{n}/gamma': gamma, f'{n}/beta': beta}
+    if cell.peep is not None: out |= {n: w.permute(1, 2, 0) for n, w in zip(PEEPHOLES, cell.peep)}  # (h, w, D)
+    for part in ('gamma', 'beta'):
+        if cell.gamma is not None: out |= {f'{n}/{part}': w for n, w in zip(NORMS, getattr(cell, part))}
     return {f'{prefix}conv_lstm_cell/{n}': w.detach().cpu().float().contiguous().numpy() for n, w in out.items()}
 
 # %% ../nbs/10_refine.ipynb #a0741d60
 def released_cell_from_tf(variables, kernel=1, peephole=True, normalize=True) -> ReleasedConvLSTM:
-    "A cell with the weights of a TensorFlow checkpoint; `RRNError` listing variables that are missing, unknown or misshapen."
+    "A cell with the weights of a checkpoint; `RRNError` listing variables that are missing, unknown or misshapen."
     found = _find_cell(variables)
     k = found.get('kernel', torch.zeros(kernel, kernel, 8, 16))                             # (k, k, Cin + D, 4D)
     D = k.shape[-1] // 4
@@ -297,25 +302,28 @@ def _released_state(found) -> dict:
     state = dict(weight_x=kernel[:, :-D], weight_h=kernel[:, -D:])
     if 'bias' in found: state['bias'] = found['bias']
     if 'W_ci' in found: state['peep'] = torch.stack([found[n].permute(2, 0, 1) for n in PEEPHOLES])
-    if 'LayerNorm/gamma' in found: state |= {part: torch.stack([found[f'{n}/{part}'] for n in NORMS]) for part in ('gamma', 'beta')}
+    for part in ('gamma', 'beta'):
+        if f'LayerNorm/{part}' in found: state[part] = torch.stack([found[f'{n}/{part}'] for n in NORMS])
     return state
 
 # %% ../nbs/10_refine.ipynb #6d1f0a0c
 def _find_cell(variables) -> dict:
-    "{name inside the cell: float32 tensor} for the one ConvLSTM cell among `variables`; an optimiser's slots are left out."
+    "{name inside the cell: float32 tensor} for the one cell among `variables`; an optimiser's slots are left out."
     cells = {}
     for key, value in variables.items():
         scope, found, leaf = ('/' + key).rpartition('/conv_lstm_cell/')
         if found and leaf.split('/')[-1] not in ('Adam', 'Adam_1'):
             cells.setdefault(scope, {})[leaf] = torch.from_numpy(np.array(value, dtype=np.float32))
-    if len(cells) != 1:
-        raise RRNError(f"Expected the variables of one 'conv_lstm_cell/', found {len(cells)}: {', '.join(map(repr, cells))}.")
+    names = ', '.join(map(repr, cells))
+    if len(cells) != 1: raise RRNError(f"Expected the variables of one 'conv_lstm_cell/', found {len(cells)}: {names}.")
     return next(iter(cells.values()))
 
 def _check_shapes(found, expected):
     "`RRNError` listing every variable of the cell that is missing, unknown or misshapen."
-    wrong = [f"{n} is missing" for n in expected if n not in found] + [f"{n} is unknown" for n in found if n not in expected]
-    wrong += [f"{n} is {list(found[n].shape)} instead of {list(s)}" for n, s in expected.items() if n in found and found[n].shape != s]
+    wrong = [f"{n} is missing" for n in expected if n not in found]
+    wrong += [f"{n} is unknown" for n in found if n not in expected]
+    other = [n for n, shape in expected.items() if n in found and found[n].shape != shape]
+    wrong += [f"{n} is {list(found[n].shape)} instead of {list(expected[n])}" for n in other]
     if wrong: raise RRNError(f"The variables do not fit this ConvLSTM cell: {'; '.join(wrong)}.")
 
 # %% ../nbs/10_refine.ipynb #2eebdb6d
@@ -334,16 +342,18 @@ def _imported(module:str, update:str):
     try: return importlib.import_module(module)
     except Exception as e:
         last = traceback.extract_tb(e.__traceback__)[-1]
-        raise RRNError(f"update={update!r}: importing {module} failed ({type(e).__name__}: {e}; {last.filename}, line {last.lineno}). "
-                       f"It was looked for in {os.getcwd()} and in Python's own places (PYTHONPATH, installed packages).") from e
+        why = f'{type(e).__name__}: {e}; {last.filename}, line {last.lineno}'
+        raise RRNError(f"update={update!r}: importing {module} failed ({why}). It was looked for in {os.getcwd()} and "
+                       "in Python's own places (PYTHONPATH, installed packages).") from e
 
 # %% ../nbs/10_refine.ipynb #6d1f0a0d
 COMMON = ('D', 'size', 'kernel', 'activation')      # what all constructors take
 
 def options_of(cls) -> list:
     "Names of the options that an update function declares in its constructor."
-    named = [p for p in inspect.signature(cls).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return [p.name for p in named if p.name not in COMMON]
+    all_of_them = inspect.signature(cls).parameters.values()
+    named = [p.name for p in all_of_them if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return [name for name in named if name not in COMMON]
 
 def check_options(update:str, options:dict):
     "`RRNError` for an option that an update function does not declare, or for a normalisation that it does not have."
@@ -374,7 +384,7 @@ def parse_pyramid(pyramid   # 'C5,C4,C3', a list of names, or '' for no refineme
 
 # %% ../nbs/10_refine.ipynb #563e823c
 def resize_to(x, size):
-    "Feature map (B, C, h, w) resized bilinearly to `size`; averaged first where it is a multiple, so that no detail is aliased."
+    "Feature map (B, C, h, w) resized bilinearly to `size`; averaged first where it is larger, against aliasing."
     if x.shape[-2:] == tuple(size): return x
     return F.interpolate(x, tuple(size), mode='bilinear', align_corners=False, antialias=x.shape[-1] > size[-1])
 
@@ -394,7 +404,7 @@ class Refinement(nn.Module):
         for m in self.pyramid: one_of('pyramid level for this backbone', m, channels)
         self.laterals = nn.ModuleList(nn.Conv2d(channels[m], D_Q, 1) for m in self.pyramid)
         for lateral in self.laterals: nn.init.kaiming_normal_(lateral.weight)      # a ReLU follows
-        steps = len(self.pyramid) + (start == 'zero') if self.pyramid else 0       # an empty pyramid: no refinement at all
+        steps = len(self.pyramid) + (start == 'zero') if self.pyramid else 0       # an empty pyramid: no refinement
         different = min(steps, 1) if find_update(update).shared else steps
         self.updates = nn.ModuleList(make_update(update, D_Q, **how) for _ in range(different))
 
@@ -419,7 +429,8 @@ class Refinement(nn.Module):
                ):
         "h_T (S, D_Q, h, w), and with `keep` the list [h_0, h_1, ..., h_T]."
         if not self.pyramid: return (q, [q]) if keep else q
-        z = self.projected(self.inputs(features, q.shape[-2:]), int(self.start == 'zero'))      # of each step: (B, ..., h, w)
+        xs = self.inputs(features, q.shape[-2:])
+        z = self.projected(xs, int(self.start == 'zero'))          # of each step: (B, ..., h, w)
         numbers = None if q.is_cuda else sentences_of_images(image_of, len(z[0]))
         if numbers: states = self.image_by_image(q, z, numbers, keep)
         else: states = self.steps(q, [for_sentences(z_t, image_of) for z_t in z])

@@ -6,8 +6,8 @@ from torch import nn
 from rrn.core import RRNError
 from rrn.model import Config, Head, preset
 from rrn.record import run_name
-from rrn.refine import (UPDATES, ConvLSTM, LSTMStep, Refinement, ReleasedConvLSTM, Update, find_update, make_update, options_of, released_cell_from_tf,
-                        released_cell_to_tf, update_function)
+from rrn.refine import (UPDATES, ConvLSTM, LSTMStep, Refinement, ReleasedConvLSTM, Update, find_update, make_update, options_of,
+                        released_cell_from_tf, released_cell_to_tf, update_function)
 
 NORMALISED = [dict(update='plain', normalise='update'), dict(update='rnn', normalise='update'), dict(normalise='gates'), dict(normalise='gates,cell'),
               dict(peepholes=True), dict(forget_bias=1.), dict(normalise='gates,cell', peepholes=True, forget_bias=1.)]
@@ -36,6 +36,14 @@ def test_wrong_values_of_the_refinement():
         with pytest.raises(RRNError, match=message): Refinement(CHANNELS, 8, **how)
     for update in ('lstm', 'rnn', 'fpn', 'released_lstm'):
         with pytest.raises(RRNError, match="'relu'"): make_update(update, 6, (5, 7), activation='relo')
+
+
+def test_pyramids_that_are_not_there():
+    with pytest.raises(RRNError, match='C1'): Refinement({'C5': 7}, 8, 'C1')
+    q = torch.randn(2, 8, 3, 5)
+    for start in ('q', 'zero'):
+        none = Refinement(CHANNELS, 8, '', start=start)
+        assert none(q, {}) is q and not list(none.parameters())
 
 
 @pytest.mark.parametrize('how, message', [
