@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST_ONE', 'AT_LEAST_ZERO', 'RELEASED', 'PRESETS', 'HEADS', 'MAPS_VERSION', 'DTYPES', 'Config',
-           'as_type', 'check_config', 'check_update', 'preset', 'one_map', 'Head', 'configured_cnn', 'RRN',
+           'as_type', 'check_config', 'check_refinement', 'preset', 'one_map', 'Head', 'configured_cnn', 'RRN',
            'FeatureCache', 'map_shapes', 'map_values', 'maps_key', 'FeatureFiles', 'checksum', 'feature_cache']
 
 # %% ../nbs/12_model.ipynb #201e5d1c
@@ -19,7 +19,7 @@ from .core import RRNError, one_of, sweep, versions, whole_file
 from .fusion import Fusion, SentenceEncoder
 from .loss import bilinear
 from .pretrained import RANDOM, default_weights
-from .refine import ACTIVATIONS, Refinement, UPDATES, check_options, parse_pyramid
+from .refine import ACTIVATIONS, Refinement, check_update, parse_pyramid
 
 # %% ../nbs/12_model.ipynb #1da02ed5
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def check_config(c):
         raise RRNError("adam='tensorflow' has no decoupled weight decay; set decay='l2' or weight_decay=0.")
     if c.adam == 'torch' and c.bias_grad_scale != 1: raise RRNError(f"bias_grad_scale={c.bias_grad_scale} needs adam='tensorflow'.")
     parse_pyramid(c.pyramid)
-    check_update(c)
+    check_refinement(c)
     for stage in filter(None, c.finetune.split(',')): one_of('finetune', stage, ['conv3', 'conv4', 'conv5'])
 
-def check_update(c):
+def check_refinement(c):
     "`RRNError` for an update function or options of it that there are not. An import path is followed when the network is made."
-    if ':' not in c.update: check_options(c.update, c.update_options())
+    if ':' not in c.update: check_update(c.update, c.update_options())
     elif not re.fullmatch(r'[A-Za-z_][\w.]*:[A-Za-z_]\w*', c.update):
         raise RRNError(f"update={c.update!r} is no import path; give module:Class, such as update=my_module:MyUpdate.")
     for name, value in c.update_options().items():

@@ -6,7 +6,7 @@
 __all__ = ['ACTIVATIONS', 'UPDATES', 'EPSILON', 'IN_PLACE', 'NORMALISED', 'NORMS', 'PEEPHOLES', 'COMMON', 'Update', 'same_conv',
            'update_function', 'layer_norm', 'RNN', 'Plain', 'FPN', 'LSTMStep', 'glorot_', 'peephole_weights', 'peep',
            'ConvLSTM', 'conv_same', 'ReleasedConvLSTM', 'released_cell_to_tf', 'released_cell_from_tf', 'find_update',
-           'options_of', 'check_options', 'make_update', 'parse_pyramid', 'resize_to', 'Refinement']
+           'options_of', 'check_update', 'make_update', 'parse_pyramid', 'resize_to', 'Refinement']
 
 # %% ../nbs/10_refine.ipynb #3d6802ca
 import importlib, inspect, math, os, re, sys, traceback
@@ -355,7 +355,7 @@ def options_of(cls) -> list:
     named = [p.name for p in all_of_them if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return [name for name in named if name not in COMMON]
 
-def check_options(update:str, options:dict):
+def check_update(update:str, options:dict):
     "`RRNError` for an option that an update function does not declare, or for a normalisation that it does not have."
     cls = find_update(update)
     for name, value in options.items():
@@ -372,7 +372,7 @@ def make_update(update:str,           # a name in `UPDATES`, or 'module:Class'
                 **options             # that the class declares
                ) -> Update:
     "An update function. `RRNError` for names, options or values that it does not have."
-    check_options(update, options)
+    check_update(update, options)
     return find_update(update)(D, size, kernel, activation, **options)
 
 # %% ../nbs/10_refine.ipynb #49c60519
