@@ -23,6 +23,7 @@ from .metrics import METRICS
 from .model import Config
 from .pretrained import RANDOM
 from .refer import CocoMask, InFile
+from .refine import update_checksum
 from .text import Vocabulary
 
 # %% ../nbs/18_record.ipynb #506f1d4a
@@ -78,10 +79,12 @@ def identity_of(model,          # `RRN`, as it was made
                 vocabulary:Vocabulary,
                 samples         # those of the training split
                ) -> dict:
-    "What a run is made of beside its configuration: {'data', 'vocabulary', 'cnn'}, 64 hexadecimal digits each."
-    return dict(data=data_fingerprint(samples), vocabulary=vocabulary_checksum(vocabulary), cnn=cnn_checksum(model.backbone))
+    "What a run is made of beside its configuration: {'data', 'vocabulary', 'cnn'}, 64 hexadecimal digits each, and 'update' if that is the user's."
+    parts = dict(data=data_fingerprint(samples), vocabulary=vocabulary_checksum(vocabulary), cnn=cnn_checksum(model.backbone))
+    update = update_checksum(model.config.update)
+    return parts | (dict(update=update) if update else {})
 
-PARTS = {'data': 'the training data', 'vocabulary': 'the vocabulary', 'cnn': "the CNN's weights"}
+PARTS = {'data': 'the training data', 'vocabulary': 'the vocabulary', 'cnn': "the CNN's weights", 'update': 'the update function'}
 
 def identity_differences(old:dict, new:dict) -> list:
     "Which parts differ, in words; a part that one of the two does not know differs from nothing."

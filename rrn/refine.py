@@ -6,10 +6,10 @@
 __all__ = ['ACTIVATIONS', 'UPDATES', 'EPSILON', 'IN_PLACE', 'NORMALISED', 'NORMS', 'PEEPHOLES', 'COMMON', 'Update', 'same_conv',
            'update_function', 'layer_norm', 'RNN', 'Plain', 'FPN', 'LSTMStep', 'glorot_', 'peephole_weights', 'peep',
            'ConvLSTM', 'conv_same', 'ReleasedConvLSTM', 'released_cell_to_tf', 'released_cell_from_tf', 'find_update',
-           'options_of', 'check_update', 'make_update', 'parse_pyramid', 'resize_to', 'Refinement']
+           'options_of', 'check_update', 'make_update', 'update_checksum', 'parse_pyramid', 'resize_to', 'Refinement']
 
 # %% ../nbs/10_refine.ipynb #3d6802ca
-import importlib, inspect, math, os, re, sys, traceback
+import ast, hashlib, importlib, inspect, math, os, re, sys, textwrap, traceback
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -374,6 +374,25 @@ def make_update(update:str,           # a name in `UPDATES`, or 'module:Class'
     "An update function. `RRNError` for names, options or values that it does not have."
     check_update(update, options)
     return find_update(update)(D, size, kernel, activation, **options)
+
+# %% ../nbs/10_refine.ipynb #6d1f0a15
+def update_checksum(update:str) -> str:
+    "SHA-256 of the code of an update function; '' for those of this package."
+    own = [c for c in find_update(update).__mro__ if issubclass(c, Update) and c.__module__ != Update.__module__]
+    code = [(name, _code(value)) for c in own for name, value in sorted(vars(c).items())]
+    return hashlib.sha256(repr(code).encode()).hexdigest() if own else ''
+
+def _code(value) -> str:
+    "A function's code without comments and layout; a plain value as it is; '' for what is neither."
+    function = getattr(value, '__func__', getattr(value, 'fget', value))         # of a class method, of a property
+    if not inspect.isfunction(function): return repr(value) if isinstance(value, (bool, int, float, tuple)) else ''
+    try: return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
+    except (OSError, SyntaxError): return _compiled(function.__code__)           # made where nobody keeps the source
+
+def _compiled(code) -> str:
+    "What a function's compiled code does, as text."
+    constants = [_compiled(c) if inspect.iscode(c) else repr(c) for c in code.co_consts]
+    return repr((code.co_code.hex(), code.co_names, constants))
 
 # %% ../nbs/10_refine.ipynb #49c60519
 def parse_pyramid(pyramid   # 'C5,C4,C3', a list of names, or '' for no refinement

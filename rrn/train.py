@@ -37,6 +37,7 @@ from .pretrained import find_weights
 from .record import (COUNTED, Run, add_metrics, check_name, check_same, find_run, finish_record, identity_differences, identity_of, keep_notebook, papermill_output,
                         provenance, read_metrics, read_rows, rows_file, run_name, runs_folder, start_record, write_bytes, write_rows)
 from .referit import READERS, open_dataset
+from .refine import update_checksum
 from .shapes import KINDS
 from .text import Vocabulary
 
@@ -578,6 +579,8 @@ def open_run(folder, device='auto'):
     model = RRN(config, len(vocabulary))
     if identity_differences(identity, dict(cnn=cnn_checksum(model.backbone))):
         raise RRNError(f"run {run.folder} was trained on another CNN: weights={config.weights!r} of {config.backbone} have changed since. Restore that file, or train again.")
+    if identity_differences(identity, dict(update=update_checksum(config.update))):
+        raise RRNError(f"run {run.folder} was trained with another update function: the code of {config.update} has changed since. Restore it, or train again.")
     check_weights(run)
     model.on(pick_device(device))
     restore(model, run.weights)
