@@ -1,11 +1,11 @@
 # The tables and figures of the paper:   uv run snakemake reports --cores 2
 # What is there, what would be made and what it costs is said first, also by a dry run (-n).
-# Settings are fields of rrn.matrix.Matrix or of the configuration:   --config matrix=paper data_root=/data preset=fast
+# Settings are fields of rrn.experiments.matrix.Matrix or of the configuration:   --config matrix=paper data_root=/data preset=fast
 # On a cluster: docs/cluster.md. What holds for every call (resume, keep going) is in profiles/default/config.yaml.
 import json, sys
-from rrn.core import RRNError
-from rrn.matrix import from_root, given_matrix, gpu_places, unlock_if_alone
-from rrn.workflow import drop_stale_stamps, goals, overview, pack_settings, read_settings
+from rrn.common.core import RRNError
+from rrn.experiments.matrix import from_root, given_matrix, gpu_places, unlock_if_alone
+from rrn.experiments.workflow import drop_stale_stamps, goals, overview, pack_settings, read_settings
 
 try:
     SETTINGS, HOW = read_settings(config, workflow.config_settings.config_args)
@@ -38,23 +38,23 @@ rule tables:
     input: GOALS.wanted
     output: GOALS.tables
     params: content=GOALS.content, runs=[c.run for c in MATRIX.cells()]
-    shell: '{PYTHON:q} -m rrn.matrix tables --settings={OWN:q}'
+    shell: '{PYTHON:q} -m rrn.experiments.matrix tables --settings={OWN:q}'
 
 rule figures:
     input: GOALS.drawn_from
     output: GOALS.figures
-    shell: '{PYTHON:q} -m rrn.matrix figures --settings={OWN:q}'
+    shell: '{PYTHON:q} -m rrn.experiments.matrix figures --settings={OWN:q}'
 
 # A stamp is all that a job declares: Snakemake removes what a failed job has declared, and weights must survive.
 rule train:
     output: FOLDER + '/{run}/train.done'
     resources: gpu=HOW['gpus_per_run']
     log: FOLDER + '/{run}/train.log'
-    shell: '{PYTHON:q} -m rrn.matrix train {wildcards.run:q} --settings={GIVEN:q} --stamp={output:q} > {log:q} 2>&1'
+    shell: '{PYTHON:q} -m rrn.experiments.matrix train {wildcards.run:q} --settings={GIVEN:q} --stamp={output:q} > {log:q} 2>&1'
 
 rule evaluate:
     input: ancient(FOLDER + '/{run}/train.done')
     output: FOLDER + '/{run}/evaluate.done'
     resources: gpu=HOW['gpus_per_run']
     log: FOLDER + '/{run}/evaluate.log'
-    shell: '{PYTHON:q} -m rrn.matrix evaluate {wildcards.run:q} --settings={GIVEN:q} --stamp={output:q} > {log:q} 2>&1'
+    shell: '{PYTHON:q} -m rrn.experiments.matrix evaluate {wildcards.run:q} --settings={GIVEN:q} --stamp={output:q} > {log:q} 2>&1'

@@ -21,7 +21,7 @@ def shared() -> Path:
 @pytest.fixture(scope='module')
 def scenes(request, tmp_path_factory) -> Path:
     "The folder of a small embedded data set of its own, with as many scenes a split as the test file's `SCENES` says."
-    from rrn.shapes import write_refer
+    from rrn.data.shapes import write_refer
     root = tmp_path_factory.mktemp('scenes')
     write_refer(root, seed=9, sizes=request.module.SCENES, workers=1)
     return root

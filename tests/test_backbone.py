@@ -7,7 +7,7 @@ import timm
 import torch
 from PIL import Image
 from rrn import backbone as bb
-from rrn.core import RRNError, repo_root
+from rrn.common.core import repo_root, RRNError
 
 SHARED = repo_root().parent/'shared'
 WEIGHTS = SHARED/'weights'/'mobilenetv2_100_deeplab_voc.safetensors'
@@ -160,6 +160,78 @@ def test_unknown_names():
 
 
 def test_the_networks_we_recommend_give_pyramids():
-    for name in bb.EXAMPLES:
+    for name in bb.TIMM_EXAMPLES:
         with torch.device('meta'): net = bb.build_backbone(name)
         assert net.strides['C5'] == 8, name
+
+
+def test_pictures_of_another_shape():
+    with pytest.raises(RRNError, match=r'\(B, 3, H, W\)'): bb.SmallResNet().normalise(torch.zeros(3, 4, 4))
+
+
+def test_dilation_of_the_last_stages():
+    resnet, small = bb.ResNet101(), bb.SmallResNet()
+    assert resnet.net.layer4[2].conv2.dilation == (4, 4) and resnet.net.layer3[5].conv2.dilation == (2, 2)
+    assert [small.conv4.conv1.dilation, small.conv5.conv2.dilation] == [(2, 2), (4, 4)]
+    assert bb.Block(6, 10, 2)(torch.rand(2, 6, 13, 9)).shape == (2, 10, 7, 5)
+
+
+def test_the_small_network_is_small():
+    from torch.utils.flop_counter import FlopCounterMode
+    with torch.no_grad(), FlopCounterMode(display=False) as count: bb.SmallResNet().eval()(torch.rand(1, 3, 96, 96))
+    assert count.get_total_flops()/2 < 60e6
+
+
+def test_networks_of_four_levels_and_settings_that_do_not_exist(tmp_path):
+    four = bb.TimmBackbone('convnext_atto', output_stride=16).eval()
+    assert list(four.channels) == ['C2', 'C3', 'C4', 'C5'] and bb.stage_parameters(four)['C3'][0].startswith('net.stages_1.')
+    full = timm.create_model('convnext_atto')
+    torch.save(full.state_dict(), tmp_path/'full.pth')
+    four = bb.TimmBackbone('convnext_atto', tmp_path/'full.pth', 16)
+    assert four.net.state_dict()['stages_3.blocks.1.gamma'].equal(full.state_dict()['stages.3.blocks.1.gamma'])
+    with pytest.raises(RRNError, match='no feature pyramid'): bb.TimmBackbone('vit_tiny_patch16_224')
+    with pytest.raises(RRNError, match='mean_std'): bb.TimmBackbone('mobilenetv2_100', mean_std='vgg')
+
+
+def test_stages_begin_where_they_should():
+    assert bb.stage_parameters(bb.ResNet101())['C5'][0] == 'net.layer4.0.conv1.weight'
+    assert bb.stage_parameters(bb.TimmBackbone('mobilenetv2_100'))['C4'][0].startswith('net.blocks.3.')
+
+
+def test_a_frozen_network_stays_in_evaluation_mode():
+    model = torch.nn.Sequential(bb.freeze(bb.SmallResNet()))
+    model.train()
+    assert model.training and not any(m.training for m in model[0].modules())
+    assert not model(torch.rand(4, 3, 96, 96)*255)['C5'].requires_grad
+
+
+def test_what_trains_when_a_stage_is_tuned():
+    tuned = bb.freeze(bb.SmallResNet(), ['conv5']).train()
+    trains = [n for n, p in tuned.named_parameters() if p.requires_grad]
+    assert trains == ['conv5.conv1.weight', 'conv5.conv2.weight', 'conv5.short.0.weight']
+    with pytest.raises(RRNError, match='conv3, conv4, conv5'): bb.freeze(bb.SmallResNet(), ['conv2'])
+
+
+def test_checksum_is_of_the_tensors_alone():
+    one, two, other = (bb.build_backbone('small', weights) for weights in ('embedded', '', 'random'))
+    assert bb.cnn_checksum(one) == bb.cnn_checksum(one.to(memory_format=torch.channels_last))
+    assert bb.cnn_checksum(one) == bb.cnn_checksum(bb.build_backbone('small', 'embedded')) != bb.cnn_checksum(other)
+    assert bb.cnn_checksum(two) != bb.cnn_checksum(one), 'without weights a network is random'
+
+
+def test_names_aliases_and_files(tmp_path):
+    safetensors.torch.save_file(bb.SmallResNet().state_dict(), tmp_path/'small.safetensors')
+    assert bb.build_backbone('small', tmp_path/'small.safetensors').name == 'small'
+    safetensors.torch.save_file(bb.TimmBackbone('mobilenetv2_100').net.state_dict(), tmp_path/'my_deeplab.safetensors')
+    deeplab = bb.build_backbone('mobilenetv2_100', tmp_path/'my_deeplab.safetensors').eval()
+    assert deeplab.name == 'mobilenetv2_100_deeplab' and deeplab.normalise(torch.full((1, 3, 1, 1), 255.)).eq(1).all()
+    with pytest.raises(RRNError, match="Did you mean 'mobilenetv2_100'"): bb.build_backbone('mobilnetv2_100')
+    with pytest.raises(RRNError, match='missing'): bb.build_backbone('small', tmp_path/'absent.pth')
+
+
+def test_a_network_of_ones_own(monkeypatch):
+    narrow = lambda weights, output_stride: bb.SmallResNet((4, 5, 6, 7, 8), weights, output_stride)
+    monkeypatch.setitem(bb.BACKBONES, 'narrow', narrow)
+    assert bb.build_backbone('narrow', output_stride=16).channels['C5'] == 8
+    monkeypatch.delitem(bb.BACKBONES, 'narrow')
+    with pytest.raises(RRNError, match="'narrow' is not known"): bb.build_backbone('narrow')

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rrn.backbone import DeepLabTF, backbone_to_tf, caffe_name, deeplab_resnet101_tf
-from rrn.core import RRNError
+from rrn.backbone import backbone_to_tf, Bottleneck, caffe_name, deeplab_resnet101_tf, DeepLabTF, pad_same
+from rrn.common.core import RRNError
+from rrn.image import BGR_MEAN
 from weight_rule import rule
 
 HERE = Path(__file__).parent
@@ -116,3 +117,35 @@ def test_everything_wrong_is_told_at_once(variables):
     other = {n: w for n, w in variables.items() if n != 'conv1/weights'} | {'global_step': np.int64(3), 'bn_conv1/beta': np.zeros(3)}
     with pytest.raises(RRNError) as e: deeplab_resnet101_tf(other)
     assert all(name in str(e.value) for name in ('conv1/weights', 'global_step', 'bn_conv1/beta'))
+
+
+def test_same_padding_and_strided_blocks():
+    def zeros(n, kernel):
+        row = pad_same(torch.ones(1, 1, n, n), kernel, 2)[0, 0, n // 2]
+        return int(row.argmax()), len(row) - n - int(row.argmax())
+    assert zeros(64, 7) == (2, 3) and zeros(65, 7) == (3, 3) and zeros(32, 3) == (0, 1) and zeros(33, 3) == (1, 1)
+    assert pad_same(torch.ones(1, 1, 7, 8), 1, 2).shape == (1, 1, 7, 8)
+    assert Bottleneck(24, 12, stride=2).eval()(torch.randn(2, 24, 9, 14)).shape == (2, 48, 5, 7)
+    assert Bottleneck(48, 12, dilation=4)(torch.randn(2, 48, 3, 14)).shape == (2, 48, 3, 14)
+
+
+def test_shapes_and_colours(net):
+    with torch.no_grad(): maps = net(torch.rand(1, 3, 41, 72) * 255)
+    assert [m.shape[-2:] for m in maps.values()] == [(21, 36), (11, 18), (6, 9), (6, 9), (6, 9)]
+    assert [m.shape[1] for m in maps.values()] == list(net.channels.values()) and not net.training
+    red = torch.zeros(1, 3, 2, 2)
+    red[:, 0] = 255
+    assert torch.allclose(net.normalise(red)[0, :, 0, 0], torch.tensor([0., 0, 255]) - torch.tensor(BGR_MEAN), atol=1e-4)
+
+
+def test_names_that_stay():
+    assert caffe_name('ResNet/group_4_22/block_1/bn/mean') == 'bn4b22_branch2a/moving_mean'
+    assert caffe_name('DeepLab/group_5_0/block_add/conv/DW') == 'res5a_branch1/weights'
+    for same in ('res2a_branch1/weights', 'DeepLab/group_5_3/block_1/conv/DW', 'text_objseg/fusion/DW'):
+        assert caffe_name(same) == same
+
+
+def test_nothing_fits_and_nan_is_refused(variables):
+    with pytest.raises(RRNError, match='and 515 more'): deeplab_resnet101_tf({})
+    with pytest.raises(RRNError, match='not finite: bn_conv1/gamma'):
+        deeplab_resnet101_tf(variables | {'bn_conv1/gamma': np.full(64, np.nan)})

@@ -5,14 +5,15 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from rrn.baselines import SYSTEMS, VOC, LSTMCNNHead, VGG16FCN, mobile_deeplab, stretch, torchvision_deeplab, upsampling
-from rrn.core import RRNError
+from rrn.baselines import (LSTMCNNHead, mobile_deeplab, stretch, torchvision_deeplab, upsampling, VGG16FCN, VOC)
+from rrn.common.core import RRNError
 from rrn.fusion import l2_normalise
 from rrn.image import bilinear_tf
 from rrn.loss import segmentation_loss
-from rrn.model import Head, preset
-from rrn.refer import CocoMask, IMAGE_FOLDER, read_instances
-from rrn.weights import from_tf
+from rrn.model import Head, preset, SYSTEMS
+from rrn.data.masks import CocoMask
+from rrn.data.refer import IMAGE_FOLDER, read_instances
+from rrn.data.weights import from_tf
 from test_weights import SHARED, SOURCES, Reference, check_gradients, check_losses, check_output, lstm_steps, networks, nhwc, samples
 
 CASES = samples('rmi_head', 'deeplab/') + samples('rmi_head', 'resnet/')

@@ -1,13 +1,13 @@
 """Pictures left out of a training, and one run's results on two data sets beside each other."""
 from dataclasses import replace
 import pytest
-from rrn.beside import main, unknown_share
-from rrn.core import RRNError
+from rrn.experiments.beside import main
+from rrn.common.core import RRNError
 from rrn.evaluate import evaluate
-from rrn.record import Run, add_metrics, read_metrics
-from rrn.referit import open_dataset
-from rrn.shapes import write_refer
-from rrn.train import open_job, run_job, training_samples
+from rrn.experiments.record import add_metrics, read_metrics, Run
+from rrn.data.datasets import open_dataset
+from rrn.data.shapes import write_refer
+from rrn.experiments.jobs import open_job, run_job, training_samples, unknown_share
 
 SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}
 TINY = dict(dataset='shapes-unc', image_size=48, D_I=6, D_S=6, D_Q=6, embed_dim=6, iterations=2, device='cpu')

@@ -5,12 +5,14 @@ import numpy as np
 import pycocotools.mask as coco
 import pytest
 from PIL import Image
-from rrn import convert as c
-from rrn.convert import Object, Phrase, View, convert, generate, main, meant, open_own, read_sentences, speakable, split_images, views_of
-from rrn.core import RRNError, read_json, write_json
-from rrn.doctor import examine
-from rrn.refer import IMAGE_FOLDER, Instances, open_refer, read_instances, read_refer, safe_load
-from rrn.referit import open_dataset
+from rrn.data import convert as c
+from rrn.data.convert import (convert, generate, main, Object, open_own, Phrase, read_sentences, referent, speakable,
+                              split_images, View, views_of)
+from rrn.common.core import read_json, RRNError, write_json
+from rrn.data.doctor import examine
+from rrn.common.untrusted import safe_load
+from rrn.data.refer import IMAGE_FOLDER, Instances, open_refer, read_instances, read_refer
+from rrn.data.datasets import open_dataset
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
@@ -134,7 +136,7 @@ def test_the_reader_notices_a_wrong_target():
     for s in said:
         others = [a['id'] for a in data['annotations'] if a['image_id'] == s.annotation // 100 and a['id'] != s.annotation]
         for other in others:
-            with pytest.raises(AssertionError): read_back(data, [c.Said(other, s.sentence)])
+            with pytest.raises(AssertionError): read_back(data, [c.Expression(other, s.sentence)])
             noticed += 1
     assert noticed > 100
 
@@ -145,18 +147,18 @@ def thing(id, name, x, y, area=.1, box=None):
 @pytest.mark.parametrize('gap, named', [(.099, False), (.101, True)])
 def test_the_margin_of_a_side(gap, named):
     pair = [thing(1, 'zebra', .5, .5), thing(2, 'zebra', .5 + gap, .5)]
-    assert (meant(Phrase('zebra', 'side', 'left'), pair) is pair[0]) == named and (meant(Phrase('zebra', 'side', 'right'), pair) is pair[1]) == named
-    assert meant(Phrase('zebra', 'side', 'top'), pair) is None
+    assert (referent(Phrase('zebra', 'side', 'left'), pair) is pair[0]) == named and (referent(Phrase('zebra', 'side', 'right'), pair) is pair[1]) == named
+    assert referent(Phrase('zebra', 'side', 'top'), pair) is None
 
 @pytest.mark.parametrize('area, named', [(.159, False), (.161, True)])
 def test_the_ratio_of_sizes(area, named):
     pair = [thing(1, 'zebra', .2, .5, .1), thing(2, 'zebra', .8, .5, area)]
-    assert (meant(Phrase('zebra', 'size', 'large'), pair) is pair[1]) == named and (meant(Phrase('zebra', 'size', 'small'), pair) is pair[0]) == named
+    assert (referent(Phrase('zebra', 'size', 'large'), pair) is pair[1]) == named and (referent(Phrase('zebra', 'size', 'small'), pair) is pair[0]) == named
 
 def test_mask_and_box_have_to_agree():
     odd = thing(1, 'zebra', .2, .5, .1, View(.7, .5, .1))
     pair = [odd, thing(2, 'zebra', .5, .5)]
-    assert meant(Phrase('zebra', 'side', 'left'), pair) is None and meant(Phrase('zebra', 'side', 'right'), pair) is None
+    assert referent(Phrase('zebra', 'side', 'left'), pair) is None and referent(Phrase('zebra', 'side', 'right'), pair) is None
 
 def test_a_rival_of_three_pixels_is_a_rival():
     image = dict(id=1, height=90, width=127, file_name='1.png')
@@ -228,7 +230,7 @@ def test_there_and_back(own):
         with Image.open(s.image) as picture, Image.open(own/'photos'/f"{a['image_id']}.png") as original: assert (np.asarray(picture) == np.asarray(original)).all()
         rivals = [b for b in data['annotations'] if b['image_id'] == a['image_id'] and b['category_id'] == a['category_id'] and not b['iscrowd']]
         assert s.distractors == len(rivals) - 1
-    read_back(data, [c.Said(int(s.mask.name.split()[1]), s.sentence) for s in samples])
+    read_back(data, [c.Expression(int(s.mask.name.split()[1]), s.sentence) for s in samples])
     splits = {split: {s.image_id for s in dataset.samples(split)} for split in dataset.splits}
     assert not splits['train'] & splits['val'] and not splits['train'] & splits['test'] and not splits['val'] & splits['test']
     clean(own, 'out')

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 import rrn.crf
-from rrn.core import RRNError
+from rrn.common.core import RRNError
 from rrn.crf import CRFSettings, have_pydensecrf, make_crf, pydensecrf_crf, torch_crf
 from rrn.image import fit, mask_in
-from rrn.shapes import draw_scene
+from rrn.data.shapes import draw_scene
 
 VECTORS = np.load(Path(__file__).parent/'vectors'/'dcrf.npz')
 needs_cpp = pytest.mark.skipif(not have_pydensecrf(), reason='pydensecrf is not installed (uv sync --extra dcrf)')

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 import torch
-from rrn.train import Run, open_job, run_job
+from rrn.experiments.jobs import open_job, run_job
+from rrn.experiments.record import Run
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 import papermill
 import pytest
-from rrn.deviations import DEVIATIONS, effect, page, read_report, trainable, variants
+from rrn.experiments.deviations import DEVIATIONS, effect, deviations_page, read_effects, trainable, both_sides
 from rrn.model import Config, preset
 
 REPO = Path(__file__).resolve().parents[1]
@@ -34,21 +34,21 @@ def test_every_field_has_one_row_and_the_presets_values():
 def test_one_field_at_a_time(iterations):
     base = preset('small', iterations=iterations)
     for d in trainable():
-        a, b = map(asdict, variants(d, base))
+        a, b = map(asdict, both_sides(d, base))
         assert {k for k in a if a[k] != b[k]} == set(d.fields)
         assert all(a[k] == asdict(base)[k] or k in d.given or k in d.fields for k in a)
 
 
 def test_the_page_is_what_the_code_makes():
-    report = read_report(REPO/'reports'/'deviations.json')
-    assert (REPO/'docs'/'deviations.md').read_text() == page(report), 'write it again: rrn.deviations.write_page()'
-    shown = [line.split(' | ')[-1].strip(' |') for line in page(report).split('\n') if line.startswith('| ')][2:]
+    report = read_effects(REPO/'reports'/'deviations.json')
+    assert (REPO/'docs'/'deviations.md').read_text() == deviations_page(report), 'write it again: rrn.experiments.deviations.write_deviations_page()'
+    shown = [line.split(' | ')[-1].strip(' |') for line in deviations_page(report).split('\n') if line.startswith('| ')][2:]
     assert shown == [effect(d, report) for d in DEVIATIONS]
 
 
 def test_the_driver(tmp_path):
     "Two differences, three steps, in a folder of its own: records with provenance; what is known is not trained again."
-    from rrn.shapes import write_refer
+    from rrn.data.shapes import write_refer
     write_refer(tmp_path/'scenes', seed=9, sizes={'train': 4, 'val': 2, 'testA': 1, 'testB': 1}, workers=1)
     before = (REPO/'docs'/'deviations.md').read_text()
     how = dict(iterations=3, only='start,upsample', data_root=str(tmp_path/'scenes'), report=str(tmp_path/'d.json'), device='cpu')

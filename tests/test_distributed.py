@@ -9,9 +9,13 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from rrn.data import Batches, Team, group_by_image
+from rrn.batches import Batches, group_by_image
+from rrn.common.team import Team
 from rrn.evaluate import evaluate
-from rrn.train import Run, checkpoints, make_optimiser, open_job, read_log, run_job, runs_folder, sentences_read, update_step
+from rrn.common.checkpoints import checkpoints
+from rrn.experiments.jobs import open_job, run_job
+from rrn.train import make_optimiser, read_log, sentences_read, update_step
+from rrn.experiments.record import Run, runs_folder
 
 pytest.importorskip('accelerate')
 SIZES = dict(image_size=48, iterations=8, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='random', validate_every=4, save_every=4, log_every=2,
@@ -33,9 +37,11 @@ def together(work, place, ends_well=True, **given):
 
 GRADIENTS = """
 import torch, safetensors.torch
-from rrn.data import Batches, group_by_image, this_team
+from rrn.batches import Batches, group_by_image
+from rrn.common.team import this_team
 from rrn.evaluate import evaluate
-from rrn.train import Engine, make_optimiser, open_job, update_step
+from rrn.experiments.jobs import open_job
+from rrn.train import Engine, make_optimiser, update_step
 team = this_team()
 assert team.size == 2
 job = open_job(data_root=given['root'], **given['sizes'])
@@ -76,25 +82,29 @@ def test_gradients_and_metrics_are_those_of_one_process(scenes, tmp_path):
 
 RUN = """
 from dataclasses import replace
-from rrn.train import Run, open_job, run_job
+from rrn.experiments.jobs import open_job, run_job
+from rrn.experiments.record import Run
 run_job(replace(open_job(data_root=given['root'], **given['sizes']), run=Run(given['run'])), stop_after=4)
 """
 
 KILLED = """
 import os, signal, rrn.train
 from dataclasses import replace
+from rrn.common.team import this_team
+from rrn.experiments.jobs import open_job, run_job
+from rrn.experiments.record import Run
 def deadly(*args):
-    team = rrn.train.this_team()
+    team = this_team()
     if team.rank == given['victim'] and args[3] == given['at']: os.kill(os.getpid(), signal.SIGKILL)
     return step(*args)
 step, rrn.train.update_step = rrn.train.update_step, deadly
 for folder in given['runs']:
-    rrn.train.run_job(replace(rrn.train.open_job(data_root=given['root'], **given['sizes']), run=rrn.train.Run(folder)))
+    run_job(replace(open_job(data_root=given['root'], **given['sizes']), run=Run(folder)))
 """
 
 COMMAND = """
-from rrn.train import main
-main(given['settings'])
+from rrn.experiments.jobs import main
+assert main(given['settings']) == 0
 """
 
 

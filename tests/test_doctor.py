@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from rrn.core import RRNError, read_json, write_json
-from rrn.doctor import EXAMPLES, Findings, check_words, examine, main, root_of
-from rrn.referit import READERS, register_dataset
-from rrn.refer import IMAGE_FOLDER, ReferringDataset
+from rrn.common.core import read_json, RRNError, write_json
+from rrn.data.doctor import check_words, examine, EXAMPLES_SHOWN, Findings, main, data_folder
+from rrn.data.datasets import READERS, register_dataset
+from rrn.data.refer import IMAGE_FOLDER, ReferringDataset
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
@@ -49,7 +49,7 @@ def expect(found, what, severity, count=1, example=''):
     assert set(found) - {PART} == {what}, list(found)
     f = found[what]
     assert (f.severity, f.count) == (severity, count), f
-    assert len(f.examples) == min(count, EXAMPLES) and example in f.examples[0], f
+    assert len(f.examples) == min(count, EXAMPLES_SHOWN) and example in f.examples[0], f
 
 def test_a_healthy_set_has_nothing_to_remark(toy):
     found = toy.written().examined()
@@ -83,7 +83,7 @@ def test_nothing_to_examine(tmp_path):
     with pytest.raises(RRNError, match='no folder'): examine('unc', tmp_path/'nowhere')
     with pytest.raises(RRNError, match="Did you mean 'unc"): examine('umc+', tmp_path)
     assert examine('referit', tmp_path, progress=False).status == 1
-    assert str(root_of('unc', '')) == 'data' and 'shapes' in str(root_of('shapes-unc', '')) and root_of('unc', tmp_path) == tmp_path
+    assert str(data_folder('unc', '')) == 'data' and 'shapes' in str(data_folder('shapes-unc', '')) and data_folder('unc', tmp_path) == tmp_path
 
 # ---- pictures --------------------------------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ def test_a_split_nobody_published_and_none_to_train_on(toy):
     assert found['split that was not published'].examples == ['minival'] and found['there is no split to train on'].severity == 'warning'
 
 def test_more_than_was_published(toy, monkeypatch):
-    import rrn.doctor as doctor
+    import rrn.data.doctor as doctor
     monkeypatch.setitem(doctor.EXPECTED, 'unc', {'train': (12, 24, 6), 'val': (6, 12, 3), 'testA': (5, 12, 3)})
     expect(toy.written().examined(), 'split is not the published one', 'error', 1, 'testA: (refs, sentences, images) are (6, 12, 3)')
 
@@ -262,7 +262,7 @@ def test_referit_faults_are_all_named(referit):
 # ---- any other set, the report, the command line ---------------------------------------------------------------------------
 
 def test_a_registered_set_and_own_data(toy):
-    from rrn.refer import open_refer
+    from rrn.data.refer import open_refer
     toy.written()
     register_dataset('toy', lambda root: ReferringDataset('toy', root, open_refer('unc', root).samples_by_split))
     try: assert toy.examined('toy') == {}

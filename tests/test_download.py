@@ -3,9 +3,9 @@ import contextlib, gzip, hashlib, io, os, re, stat, tarfile, threading, tracemal
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
-from rrn import download as d
-from rrn.core import RRNError, locked, read_json, write_json
-from rrn.download import Source, fetch, unpack
+from rrn.data import download as d
+from rrn.common.core import locked, read_json, RRNError, write_json
+from rrn.data.download import fetch, Source, unpack
 
 DATA = bytes((i * 31 + i // 997) % 256 for i in range(300_000))
 NEWER = DATA[::-1]
@@ -224,7 +224,7 @@ def test_with_a_checksum_it_is(server, tmp_path):
     assert get(urls, tmp_path/'a.bin', tries=1, sha256=SHA) == SHA and server.asked[1][1:] == ('bytes=70000-', None)
 
 def test_a_try_that_brought_much_does_not_count(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(d, 'PROGRESS', 50_000)
+    monkeypatch.setattr(d, 'WORTHWHILE', 50_000)
     slices = lambda h: (lambda start: h.send(206 if start else 200, DATA[start:start + 60_000], length=len(DATA) - start, ETag='"v1"',
                         Content_Range=f'bytes {start}-{len(DATA) - 1}/{len(DATA)}'))(int(re.search(r'\d+', h.headers.get('Range', '0'))[0]))
     assert get(server.script('/a', slices), tmp_path/'a.bin', tries=1) == SHA and len(server.asked) == 5
@@ -376,7 +376,7 @@ def test_a_tar_of_many_members_does_not_keep_them(tmp_path):
     with tarfile.open(tmp_path/'a.tar', 'w', format=tarfile.PAX_FORMAT) as t:
         for i in range(300): info = tarfile.TarInfo(f'{i}'); info.pax_headers = {'comment': 'c' * 100_000}; t.addfile(info)
     tracemalloc.start()
-    assert sum(1 for _ in d.members_of(tmp_path/'a.tar', 1 << 30)) == 300
+    assert sum(1 for _ in d.members_of(tmp_path/'a.tar', tmp_path/'out', 1 << 30)) == 300
     peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
     assert peak < 5 << 20
 
@@ -457,6 +457,15 @@ def test_a_part_of_an_archive_with_plain_rights(tmp_path, make, file):
     assert left_behind(tmp_path/'out') == ['7_1.mat', 'mask'] and (tmp_path/'out/mask/7_1.mat').read_bytes() == b'mat'
     assert stat.S_IMODE((tmp_path/'out/mask/7_1.mat').stat().st_mode) & 0o7111 == 0
 
+@pytest.mark.parametrize('make, file', [(zip_of, 'a.zip'), (tar_of, 'a.tar.gz')])
+def test_a_folder_behind_a_link_of_the_users_own(tmp_path, monkeypatch, make, file):
+    (tmp_path/'disk').mkdir()
+    (tmp_path/'data').symlink_to(tmp_path/'disk')
+    (tmp_path/'images').symlink_to('/nowhere')
+    monkeypatch.chdir(tmp_path)
+    unpack(make(tmp_path/file, ('images/7.jpg', b'jpg')), 'data/set', progress=False)
+    assert (tmp_path/'disk/set/images/7.jpg').read_bytes() == b'jpg'
+
 def test_a_killed_unpacking_leaves_nothing_under_the_name(tmp_path, monkeypatch):
     archive = zip_of(tmp_path/'a.zip', ('a', b'1'), ('b', b'2'))
     class Killed(BaseException): pass
@@ -523,7 +532,7 @@ def test_the_readme_tells_what_the_table_holds():
 @pytest.fixture
 def cnn_on_server(server, tmp_path, monkeypatch):
     "A file of weights on the server, published under its checksum, and an empty folder of PyTorch's."
-    from rrn import pretrained
+    from rrn.common import pretrained
     content = b'weights ' * 999
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
     digest = hashlib.sha256(content).hexdigest()[:8]
@@ -535,9 +544,9 @@ def cnn_on_server(server, tmp_path, monkeypatch):
 
 
 def test_weights_are_fetched_to_where_they_are_looked_for(cnn_on_server, capsys):
-    from rrn.pretrained import find_weights
+    from rrn.common.pretrained import find_weights
     place = cnn_on_server()
-    with pytest.raises(RRNError, match='python -m rrn.download weights resnet101'): find_weights('resnet101', '')
+    with pytest.raises(RRNError, match='rrn download weights resnet101'): find_weights('resnet101', '')
     assert d.main(['weights', 'resnet101', '--quiet']) == 0 and str(place) in capsys.readouterr().out
     assert find_weights('resnet101', '') == place and d.main(['weights', 'resnet101', '--quiet']) == 0
 

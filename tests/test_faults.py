@@ -19,13 +19,16 @@ import pandas as pd
 import pytest
 import torch
 import torch._dynamo                                                            # the first optimiser step loads it: once here, not in every process
-from rrn import data, download
-from rrn.core import RRNError, locked, read_json
-from rrn.doctor import examine
+from rrn import batches
+from rrn.data import download
+from rrn.common.core import locked, read_json, RRNError
+from rrn.data.doctor import examine
 from rrn.evaluate import evaluate
-from rrn.refer import IMAGE_FOLDER
-from rrn.shapes import ensure
-from rrn.train import Run, add_metrics, checkpoints, open_evaluation, open_job, run_job
+from rrn.data.refer import IMAGE_FOLDER
+from rrn.data.shapes import ensure
+from rrn.common.checkpoints import checkpoints
+from rrn.experiments.jobs import open_evaluation, open_job, run_job
+from rrn.experiments.record import add_metrics, Run
 from tqdm import tqdm
 from test_convert import converted, own                                      # `own` and `server` are fixtures
 from test_download import DATA, server, zip_of
@@ -231,6 +234,29 @@ def test_two_runs_in_one_folder(scenes, tmp_path):
     assert run_job(job, stop_after=5).step.max() == 5
 
 
+def test_a_fork_does_not_hold_the_lock_of_its_parent(tmp_path):
+    def hold(folder):
+        with locked(folder):
+            child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+            child.start()
+            (tmp_path/'child').write_text(str(child.pid))
+            (tmp_path/'child').rename(tmp_path/'held')
+            time.sleep(60)
+    process, _ = started(hold, tmp_path/'run')
+    while not (tmp_path/'held').exists():
+        assert process.is_alive()
+        time.sleep(.01)
+    child = int((tmp_path/'held').read_text())
+    try:
+        with pytest.raises(RRNError, match='in use by another run'):
+            with locked(tmp_path/'run'): pass
+        process.kill()
+        process.join()
+        os.kill(child, 0)                          # it outlives its parent
+        with locked(tmp_path/'run'): pass
+    finally: os.kill(child, signal.SIGKILL)
+
+
 # ---- disks -----------------------------------------------------------------------------------------------------------------
 
 def mount(place, *options):
@@ -323,11 +349,11 @@ def test_a_worker_that_is_killed(scenes, tmp_path, monkeypatch):
     "One clear error, the checkpoint stays, and the same command goes on to the same weights."
     def work(folder, **how): return run_job(replace(open_job(data_root=str(scenes), device='cpu', **SIZES | how), run=Run(folder)))
     work(tmp_path/'unbroken', workers=1)
-    real = data.read_batch
+    real = batches.read_batch
     def deadly(reader, groups, original=False):
         if multiprocessing.parent_process() and checkpoints(tmp_path/'run'/'checkpoints'): os.kill(os.getpid(), signal.SIGKILL)
         return real(reader, groups, original)
-    monkeypatch.setattr(data, 'read_batch', deadly)
+    monkeypatch.setattr(batches, 'read_batch', deadly)
     with pytest.raises(RRNError, match='process that decodes images died .* give the same command again'): work(tmp_path/'run', workers=1)
     assert checkpoints(tmp_path/'run'/'checkpoints') and not (tmp_path/'run'/'model.safetensors').exists()
     work(tmp_path/'run', workers=0)
@@ -336,7 +362,7 @@ def test_a_worker_that_is_killed(scenes, tmp_path, monkeypatch):
 
 def test_a_worker_that_is_killed_in_evaluation(scenes, trained, monkeypatch):
     job = open_evaluation(run=str(trained), data_root=str(scenes), splits='val')
-    monkeypatch.setattr(data, 'read_batch', lambda *a: os.kill(os.getpid(), signal.SIGKILL) if multiprocessing.parent_process() else None)
+    monkeypatch.setattr(batches, 'read_batch', lambda *a: os.kill(os.getpid(), signal.SIGKILL) if multiprocessing.parent_process() else None)
     with pytest.raises(RRNError, match='decodes images died'): evaluate(job.model, job.samples('val'), job.reader(), workers=1)
 
 

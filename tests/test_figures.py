@@ -6,15 +6,17 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
-from rrn.claims import claims_table, our_difference, CLAIMS
+from rrn.experiments.claims import CLAIMS, claims_table, our_difference
 from rrn.evaluate import evaluate
-from rrn.figures import cases, figure2, figure3, figure4, figure5, find_predictor, known_ious, own_case, row, save_figure
-from rrn.matrix import Matrix, given_matrix
+from rrn.experiments.figures import (choose_cases, figure2, figure3, figure4, figure5, find_predictor, known_ious, own_case,
+                                     figure_row, save_figure)
+from rrn.experiments.matrix import given_matrix, Matrix
 from rrn.metrics import SegmentationMetrics
 from rrn.model import Config
-from rrn.shapes import write_refer
-from rrn.tables import results, table1, table2
-from rrn.train import add_metrics, open_job, open_named, run_job
+from rrn.data.shapes import write_refer
+from rrn.experiments.tables import results, table1, table2
+from rrn.experiments.jobs import open_job, open_named, run_job
+from rrn.experiments.record import add_metrics
 
 TINY = dict(iterations=3, D_Q=8, D_I=8, D_S=8, embed_dim=8, image_size=64)
 
@@ -63,19 +65,19 @@ def test_rows_agree_with_the_metrics(matrix):
 
 def test_figures_are_drawn_and_missing_runs_are_grey(matrix, tmp_path):
     dataset = open_named('shapes-unc', matrix.data_root)
-    some = cases(dataset, 'val', 2, rule='spread', ious=known_ious(matrix, 'shapes-unc', 'val'))
+    some = choose_cases(dataset, 'val', 2, rule='spread', ious=known_ious(matrix, 'shapes-unc', 'val'))
     for name, fig in (('figure2', figure2(find_predictor(matrix, 'row12', 'shapes-unc').model)), ('figure3', figure3(some, matrix, 'shapes-unc')),
                       ('figure4', figure4(some, matrix, 'shapes-unc')), ('figure5', figure5({'shapes-unc': some}, matrix))):
         save_figure(fig, tmp_path, name)
         assert (tmp_path/f'{name}.png').read_bytes()[:4] == b'\x89PNG' and (tmp_path/f'{name}.pdf').read_bytes()[:5] == b'%PDF-'
-    shown = row(some[0], {'plain': find_predictor(matrix, 'row5', 'shapes-unc'), 'RNN': find_predictor(matrix, 'row9', 'shapes-unc')})
+    shown = figure_row(some[0], {'plain': find_predictor(matrix, 'row5', 'shapes-unc'), 'RNN': find_predictor(matrix, 'row9', 'shapes-unc')})
     assert [t.split(' (')[0] for t, _ in shown] == ['image', 'truth', 'plain', 'RNN: no run'] and (shown[-1][1] == 200).all()
     assert all(picture.shape == some[0].image.shape for _, picture in shown)
 
 
 def test_a_picture_and_sentence_of_ones_own(matrix):
     sample = open_named('shapes-unc', matrix.data_root).samples('testA')[0]
-    shown = row(own_case(sample.image, 'left thing'), {'LSTM': find_predictor(matrix, 'row12', 'shapes-unc')})
+    shown = figure_row(own_case(sample.image, 'left thing'), {'LSTM': find_predictor(matrix, 'row12', 'shapes-unc')})
     assert [t for t, _ in shown] == ['image', 'LSTM']          # no truth, so no IoU
 
 

@@ -35,21 +35,25 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 from PIL import Image
 import bombs
-from rrn import download
-from rrn.convert import convert, read_sentences
-from rrn.core import RRNError
-from rrn.data import read_image
-from rrn.doctor import examine
+from rrn.data import download
+from rrn.data.convert import convert, read_sentences
+from rrn.common.core import RRNError
+from rrn.common.pictures import read_image
+from rrn.data.doctor import examine
 from rrn.metrics import METRICS
-from rrn.model import RRN, preset
+from rrn.model import preset, RRN
 from rrn.predict import as_rgb
-from rrn.refer import EXPECTED, CocoMask, ReferringDataset, Sample, check_counts, read_refer, safe_load
-from rrn.referit import MatMask, read_referit
-from rrn.report import read_records, results_table
-from rrn.shapes import draw_scene
-from rrn.text import SPECIALS, Vocabulary, split_released
-from rrn.train import Run, make_optimiser, read_log, read_rows, resume_from, rows_file, save_checkpoint, write_rows
-from rrn.weights import read_checkpoint
+from rrn.common.untrusted import safe_load
+from rrn.data.masks import CocoMask
+from rrn.data.refer import check_published_counts, EXPECTED, read_refer, ReferringDataset, Sample
+from rrn.data.referit import MatMask, read_referit
+from rrn.experiments.report import read_records, results_table
+from rrn.data.shapes import draw_scene
+from rrn.text import SPECIALS, split_released, Vocabulary
+from rrn.common.checkpoints import resume_from, save_checkpoint
+from rrn.train import make_optimiser, read_log
+from rrn.experiments.record import read_rows, rows_file, Run, write_rows
+from rrn.data.weights import read_checkpoint
 from test_weights import write_v1, write_v2
 
 MEMORY, PATIENCE = 1500 << 20, 60       # bytes that an input may claim beyond what Python has; seconds
@@ -180,7 +184,7 @@ def read_samples(folder):
     for s in samples:
         mask = s.mask.decode()
         assert mask.dtype == bool and mask.shape == (s.height, s.width) and isinstance(s.sentence, str)
-    return check_counts(ReferringDataset('unc', folder, {'train': samples}))
+    return check_published_counts(ReferringDataset('unc', folder, {'train': samples}))
 
 
 PICKLES = [pickle.dumps(REFS, p) for p in (0, 1, 2, 3, 4, 5)] + [b"\x80\x02]q\x00U\x04caf\xe9q\x01a.", b"cposix\nsystem\n(S'touch canary'\ntR."]
@@ -552,7 +556,7 @@ def answers(folder):
     drawn = st.builds(Response, st.sampled_from([200, 206, 206, 204, 999]), headers, st.booleans())
     def read(response):
         for start, about in ((0, {}), (5, {'total': 9, 'mark': 'x'}), (5, {'total': 'nine', 'mark': None})):
-            first, total = download.judge(response, start, about, download.Terms(limit=1000, sha256='0' * 64))
+            first, total = download.check_response(response, start, about, download.FetchOptions(limit=1000, sha256='0' * 64))
             assert first in (0, start) and (total is None or 0 <= total <= 1000)
     made = lambda rng: Response(rng.choice([200, 206]), {'Content-Length': rng.choice(['4', '9', rng.choice(TEXTS)]), 'Content-Range': damaged(rng, b'bytes 5-8/9').decode('latin1')}, False)
     return Fuzzed(made, drawn, read, [], [Response(206, {'Content-Range': 'bytes 5-8/' + '9' * 5000}, False), Response(200, {'Content-Length': '-3'}, False)])
@@ -565,7 +569,7 @@ def counts(folder):
     def read(content):
         name, sizes = content
         make = lambda split, n: [Sample(Path('a'), None, 's', i // 3, i // 2, i, split, '', 0, 1, 1) for i in range(n)]
-        assert 'subset' in check_counts(ReferringDataset(name, folder, {s: make(s, n) for s, n in sizes.items()})).note
+        assert 'subset' in check_published_counts(ReferringDataset(name, folder, {s: make(s, n) for s, n in sizes.items()})).note
     made = lambda rng: (rng.choice(list(EXPECTED)), {s: rng.choice([1, 30, 4000]) for s in rng.sample(['train', 'val', 'testA', 'testB', 'minival'], 3)})
     return Fuzzed(made, st.tuples(st.sampled_from(list(EXPECTED)), sizes), read, ['published'])
 

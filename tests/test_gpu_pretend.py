@@ -5,15 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
-from rrn.benchmark import random_batch
-from rrn.core import seed_everything
+from rrn.experiments.benchmark import random_batch
+from rrn.common.core import seed_everything
 from rrn.crf import make_crf, smoothing
 from rrn.evaluate import predictions
-from rrn.model import PRESETS, RRN, FeatureFiles, feature_cache, preset
+from rrn.features import feature_cache, FeatureFiles
+from rrn.model import preset, PRESETS, RRN
 from rrn.optim import AdamTF
 from rrn.predict import Predictor
 from rrn.text import Vocabulary
-from rrn.train import Engine, batch_loss, convolution_weights, make_optimiser, trained_weights, update_step
+from rrn.train import batch_loss, convolution_weights, Engine, make_optimiser, trained_weights, update_step
 from pretend_gpu import GPU, OnGPU, pretend_gpu
 
 TINY = dict(backbone='small', weights='', output_stride=8, finetune='', image_size=48, embed_dim=6, D_I=6, D_S=6, D_Q=6,

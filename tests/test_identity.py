@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from rrn.core import RRNError
+from rrn.common.core import RRNError
 from rrn.evaluate import evaluate
 from rrn.predict import Predictor
-from rrn.record import Run, add_metrics, data_fingerprint, published_folder, read_metrics, read_rows, runs_folder
-from rrn.refer import IMAGE_FOLDER
-from rrn.shapes import write_refer
+from rrn.experiments.record import (add_metrics, data_fingerprint, published_folder, read_metrics, read_rows, Run,
+                                    runs_folder)
+from rrn.data.refer import IMAGE_FOLDER
+from rrn.data.shapes import write_refer
 from rrn.text import Vocabulary
-from rrn.train import open_evaluation, open_job, open_run, run_job
+from rrn.experiments.jobs import open_evaluation, open_job, open_run, run_job
 
 SCENES = {'train': 6, 'val': 8, 'testA': 1, 'testB': 1}
 TINY = dict(image_size=48, iterations=10, D_Q=6, D_I=6, D_S=6, embed_dim=6, validate_every=10**6, save_every=5, log_every=5, device='cpu')
@@ -137,7 +138,7 @@ def test_records_of_random_cnns_that_nobody_kept(finished):
 
 def test_the_same_command_again_changes_nothing(finished, tmp_path, scenes, monkeypatch, capsys):
     before = content(tmp_path)
-    monkeypatch.setattr('rrn.record.code_version', lambda: 'tomorrow')
+    monkeypatch.setattr('rrn.experiments.record.code_version', lambda: 'tomorrow')
     again = job_in(tmp_path, scenes)
     log = run_job(again)
     assert content(tmp_path) == before and 'finished already' in capsys.readouterr().out
@@ -147,7 +148,7 @@ def test_the_same_command_again_changes_nothing(finished, tmp_path, scenes, monk
 def test_going_on_keeps_what_is_known_of_the_start(tmp_path, scenes, monkeypatch):
     run_job(job_in(tmp_path, scenes), stop_after=5)
     begun = Run(tmp_path/'mine').record()
-    monkeypatch.setattr('rrn.record.code_version', lambda: 'tomorrow')
+    monkeypatch.setattr('rrn.experiments.record.code_version', lambda: 'tomorrow')
     run_job(job_in(tmp_path, scenes))
     record = Run(tmp_path/'mine').record()
     assert record['code'] == begun['code'] and [c['code'] for c in record['continued']] == ['tomorrow']
@@ -166,7 +167,8 @@ def test_weights_of_another_training_are_refused(finished, tmp_path, scenes):
 def test_weights_and_moments_that_are_no_numbers(tmp_path, scenes):
     job = job_in(tmp_path, scenes)
     run_job(job, stop_after=5)
-    from rrn.train import make_optimiser, resume_from, save_checkpoint
+    from rrn.common.checkpoints import resume_from, save_checkpoint
+    from rrn.train import make_optimiser
     optimiser = make_optimiser(job.model)
     with torch.no_grad(): job.model.head.score.bias.fill_(float('nan'))
     shutil.rmtree(job.run.checkpoints)
@@ -182,7 +184,8 @@ def test_weights_and_moments_that_are_no_numbers(tmp_path, scenes):
 
 @pytest.mark.parametrize('step', [-3, 11])
 def test_steps_that_do_not_exist(tmp_path, scenes, step):
-    from rrn.train import make_optimiser, resume_from, save_checkpoint
+    from rrn.common.checkpoints import resume_from, save_checkpoint
+    from rrn.train import make_optimiser
     job = job_in(tmp_path, scenes)
     path = save_checkpoint(job.run.checkpoints, step, job.model, make_optimiser(job.model))
     if step < 0: path.rename(path.with_name('step-00000003'))

@@ -3,9 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rrn.image import (bilinear_tf, coordinates, fit, image_released, mask_in, mask_out, net_input_released, place_image,
-                       place_mask, released_prediction_back, resize_and_crop_released, resize_and_pad_released,
-                       train_mask_released, unplace)
+from rrn.common.core import RRNError
+from rrn.image import (BGR_MEAN, bilinear_tf, coordinates, fit, image_in, image_released, mask_in, mask_out,
+                       net_input_released, place_image, place_mask, PROTOCOLS, released_prediction_back,
+                       resize_and_crop_released, resize_and_pad_released, resize_released, train_mask_released, unplace)
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1]/'shared'/'reference'/'preprocess.npz'
@@ -166,3 +167,112 @@ def test_bilinear_tf_keeps_precision_under_autocast():
     x = torch.rand(1, 1, 40, 40)
     with torch.autocast('cpu', dtype=torch.bfloat16): y = bilinear_tf(x, (320, 320))
     assert y.dtype == torch.float32 and torch.equal(y[..., ::8, ::8], x)
+
+
+ODD_SHAPES = [(480, 640), (127, 90), (1, 1000), (1000, 1), (1, 1), (320, 320), (41, 120)]
+STRIPES = np.zeros((90, 127, 3), np.uint8)
+STRIPES[:, ::2] = 255
+STRIPES[30:60, 40:80, 1:] //= 3
+yy, xx = np.mgrid[:127, :190]
+DISC = (yy - 60.)**2 + (xx - 100.)**2 < 40**2
+
+
+@pytest.mark.parametrize('size', [(320, 320), (48, 33), (1, 7)])
+@pytest.mark.parametrize('hw', ODD_SHAPES)
+def test_a_placement_fills_one_side_and_is_centred(hw, size):
+    p = fit(*hw, size)
+    assert 1 <= p.new_height <= size[0] and 1 <= p.new_width <= size[1]
+    assert p.new_height == size[0] or p.new_width == size[1]
+    below, right = size[0] - p.top - p.new_height, size[1] - p.left - p.new_width
+    assert 0 <= below - p.top <= 1 and 0 <= right - p.left <= 1
+
+
+def test_extreme_placements():
+    assert fit(1, 1000).new_height == 1 and fit(333, 500).new_height == 213
+    with pytest.raises(RRNError, match='every side'): fit(0, 7)
+
+
+def test_placed_images():
+    p = fit(90, 127, (48, 32))
+    out = place_image(STRIPES, p)
+    assert out[:p.top].max() == 0 and out[p.top + p.new_height:].max() == 0 and out[p.box].min() > 0
+    same = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    assert np.array_equal(place_image(same, fit(40, 64, (40, 64))), same)
+    assert np.array_equal(resize_released(same, (40, 64)), same * (1 / 255))
+    assert np.array_equal(place_image(STRIPES[:, ::-1], fit(90, 127)), place_image(STRIPES[:, ::-1].copy(), fit(90, 127)))
+    with pytest.raises(RRNError, match='uint8'): place_image(STRIPES / 255, fit(90, 127))
+    with pytest.raises(RRNError, match=r'\(90, 127, 3\)'): place_image(STRIPES[..., 0], fit(90, 127))
+
+
+@pytest.mark.parametrize('hw', [(1, 1000), (1000, 1), (1, 1), (2, 3)])
+def test_white_stays_white(hw):
+    white, p = np.full((*hw, 3), 255, np.uint8), fit(*hw)
+    assert (place_image(white, p) == 255).sum() == 3 * p.new_height * p.new_width
+
+
+def test_placed_masks():
+    tiny = np.zeros((480, 640), bool)
+    tiny[100, 100] = True
+    assert not place_mask(tiny, fit(480, 640, (40, 40))).any()
+    assert place_mask(np.ones((1, 1000), bool), fit(1, 1000)).sum() == 320
+    assert np.array_equal(place_mask(DISC, fit(127, 190, (127, 190))), DISC)
+    with pytest.raises(RRNError, match='bool'): place_mask(DISC.astype(np.uint8), fit(127, 190))
+
+
+@pytest.mark.parametrize('hw', [(1, 1000), (1000, 1), (1, 1), (127, 90), (640, 480)])
+def test_unplaced_maps_hold_nothing_of_the_padding(hw):
+    p, x = fit(*hw), torch.full((2, 3, 320, 320), 7.)
+    x[(..., *p.box)] = 0.25
+    assert unplace(x, p).shape == (2, 3, *hw) and torch.allclose(unplace(x, p), torch.tensor(0.25))
+
+
+def test_maps_of_no_sentence_and_of_another_placement():
+    assert unplace(torch.zeros(0, 320, 320), fit(5, 9)).shape == (0, 5, 9)
+    with pytest.raises(RRNError, match='placement is for'): unplace(torch.zeros(40, 40), fit(5, 9))
+
+
+def test_released_resampling():
+    assert np.allclose(resize_released(np.array([[0., 1., 1., 1.]]), (1, 8)), [[0, .25, .75, 1, 1, 1, 1, .75]])
+    assert np.all(resize_released(np.ones((3, 5)), (7, 2)) == 1)
+    ones = np.ones((30, 41))
+    assert resize_and_pad_released(ones, 20, 20).sum() == 15 * 20 and resize_and_crop_released(ones, 19, 7).shape == (19, 7)
+    assert np.array_equal(resize_and_crop_released(resize_and_pad_released(DISC, 190, 190), 127, 190), DISC)
+
+
+def test_released_masks_grow_on_both_ways():
+    ours, grown = place_mask(DISC, fit(127, 190, (95, 95))), train_mask_released(DISC, 95, 95)
+    assert (ours & ~grown).sum() == 0 and grown.sum() > 1.03 * ours.sum()
+    back = released_prediction_back(grown, 127, 190)
+    assert (DISC & ~back).sum() == 0 and back.sum() > 1.1 * DISC.sum()
+    assert np.array_equal(released_prediction_back(np.stack([grown, ~grown]), 127, 190)[0], back)
+    assert released_prediction_back(np.zeros((0, 95, 95)), 127, 190).shape == (0, 127, 190)
+
+
+def test_released_input():
+    x = net_input_released(STRIPES, 48, 64)
+    assert x.shape == (48, 64, 3) and x.dtype == np.float32 and np.allclose(x[0, 0], -np.array(BGR_MEAN))
+    assert np.allclose(x[24, 32] + BGR_MEAN, image_released(STRIPES, 48, 64)[24, 32, ::-1], atol=1e-4)
+    assert np.array_equal(image_released(STRIPES[..., 0], 48, 64)[..., 2], image_released(STRIPES, 48, 64)[..., 0])
+
+
+def test_protocols_by_name():
+    p = fit(127, 190, (64, 64))
+    prob = torch.from_numpy(place_mask(DISC, p)).float() * 0.9
+    for protocol in PROTOCOLS:
+        m, b = mask_in(DISC, (64, 64), protocol), mask_out(prob, p, protocol)
+        assert m.dtype == b.dtype == bool and b.shape == DISC.shape
+    assert not np.array_equal(image_in(STRIPES, (48, 64), 'rrn'), image_in(STRIPES, (48, 64), 'released'))
+    with pytest.raises(RRNError, match="'released'"): image_in(STRIPES, protocol='relaesed')
+
+
+def test_bilinear_tf_and_its_gradient():
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(bilinear_tf(x, (5, 7)), x)
+    assert torch.allclose(bilinear_tf(torch.ones(1, 1, 3, 1), (1, 13)), torch.ones(1, 1, 1, 13))
+    assert torch.autograd.gradcheck(lambda x: bilinear_tf(x, (11, 4)), x)
+
+
+def test_coordinates_of_small_maps():
+    c = coordinates(3, 4)
+    assert c.shape == (8, 3, 4) and torch.allclose(c[:, 0, 1], torch.tensor([-.5, -1, 0, -1/3, -.25, -2/3, .25, 1/3]))
+    assert torch.equal(coordinates(1, 1).flatten(), torch.tensor([-1., -1, 1, 1, 0, 0, 1, 1]))

@@ -7,9 +7,10 @@ import pytest
 import torch
 from pycocotools import mask as coco
 from torchmetrics.classification import BinaryJaccardIndex
-from rrn.core import RRNError, repo_root
+from rrn.common.core import repo_root, RRNError
 from rrn.loss import segmentation_loss, upsample_probability
-from rrn.metrics import METRICS, SegmentationMetrics, bootstrap_interval, intersection_union, paired_bootstrap, sample_iou, score
+from rrn.metrics import (bootstrap_interval, intersection_union, METRICS, paired_bootstrap, sample_iou, score,
+                         SegmentationMetrics)
 
 REFERENCE = repo_root().parent/'shared'/'reference'
 
@@ -124,7 +125,7 @@ def test_interval_contains_the_truth_about_as_often_as_it_says():
 
 def test_bootstrap_against_a_naive_one():
     "The sums over clusters are those of literally copying the samples of the images drawn."
-    from rrn.core import derived_rng
+    from rrn.common.core import derived_rng
     rng = np.random.default_rng(3)
     images = rng.integers(0, 12, 50)
     unions = rng.integers(1, 99, 50); inter = rng.integers(0, unions + 1)
@@ -178,3 +179,83 @@ def test_loss_of_the_released_programs():
     target = torch.tensor(baseline['deeplab/in/imgB/target_fine'][..., 0])
     loss = segmentation_loss(pred, target, 'feature', reduction='sum')
     assert loss.item() == pytest.approx(baseline['deeplab/s1/cls_loss'].item(), rel=1e-6)
+
+
+def test_what_can_be_counted():
+    a, b = np.zeros((2, 3, 5), bool), np.zeros((2, 3, 5), bool)
+    a[0, 0], b[0, :, 0] = True, True
+    assert [v.tolist() for v in intersection_union(a, b)] == [[1, 0], [7, 0]]
+    assert [v.tolist() for v in intersection_union(torch.tensor(a[0]), b[0])] == [[1], [7]]
+    for bad in (a.astype(float), a[:, :2]):
+        with pytest.raises(RRNError, match='must be bool and of one shape'): intersection_union(bad, b)
+    seen = SegmentationMetrics()
+    seen.update(a, b)
+    seen.add(90, 100)
+    for i, u in ((5, 4), (-1, 4), (1., 4.), ([1, 2], [3])):
+        with pytest.raises(RRNError): seen.add(i, u)
+    assert len(seen) == 3
+
+
+def test_scores_of_three_samples():
+    I, U = [3, 90, 0], [5, 100, 20]
+    assert sample_iou([3, 0, 0], [5, 4, 0]).tolist() == [.6, 0, 0]
+    assert score('overall_iou', I, U) == pytest.approx(100*93/125) and score('mean_iou', I, U) == pytest.approx(50)
+    assert score('prec@0.6', I, U) == pytest.approx(200/3) and score('prec@0.6', I, U, strict=True) == pytest.approx(100/3)
+    assert score('prec@0.9', I, U) == pytest.approx(100/3) and score('prec@0.9', I, U, strict=True) == 0
+    with pytest.raises(RRNError, match="Did you mean 'prec@0.5'"): score('prec@0.55', I, U)
+
+
+def test_counters_merge_and_survive_as_json():
+    rng = np.random.default_rng(1)
+    pred, target = rng.random((2, 23, 17, 9)) < .5
+    pred[:12] |= target[:12]
+    whole, parts = counted(pred, target), [SegmentationMetrics() for _ in range(3)]
+    for i in rng.permutation(23): parts[i % 3].update(pred[i], target[i])
+    merged = parts[2] + parts[0] + parts[1]
+    assert merged.compute() == pytest.approx(whole.compute(), abs=1e-10) and len(parts[0]) == 8
+    assert merged.compute()['overall_iou'] == whole.compute()['overall_iou'] > 0
+    again = SegmentationMetrics.from_state(json.loads(json.dumps(whole.state())))
+    assert again.compute() == whole.compute() and np.array_equal(again.unions, whole.unions)
+    assert len(SegmentationMetrics.from_state(SegmentationMetrics().state())) == 0
+    with pytest.raises(RRNError, match='No sample'): SegmentationMetrics().compute()
+
+
+@pytest.fixture
+def sixty_images():
+    "Intersections, unions and images of some three hundred sentences."
+    rng = np.random.default_rng(2)
+    images = np.repeat(np.arange(60), rng.integers(1, 10, 60))
+    U = rng.integers(400, 4000, len(images))
+    easy = rng.beta(1.2, 1, 60)[images]
+    return (U*np.clip(easy + rng.normal(0, .05, len(images)), 0, 1)).astype(int), U, images
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_copies_add_no_knowledge(sixty_images, metric):
+    once = bootstrap_interval(*sixty_images, metric)
+    assert bootstrap_interval(*(np.repeat(x, 3) for x in sixty_images), metric) == pytest.approx(once)
+
+
+def test_intervals_of_several_runs(sixty_images):
+    I, U, images = sixty_images
+    by_image = bootstrap_interval(I, U, images)
+    assert by_image.low < by_image.value < by_image.high and by_image == bootstrap_interval(I, U, images)
+    again = bootstrap_interval(np.stack([I, I, I]), np.stack([U, U, U]), images)
+    assert again == pytest.approx(by_image), 'three runs that are the same are worth one'
+    halves = bootstrap_interval(np.stack([I, I*0]), np.stack([U, U]), images)
+    assert halves.value == pytest.approx(by_image.value/2)
+    names = [f'picture {i:03}.jpg' for i in images]
+    assert bootstrap_interval(I, U, names) == by_image, 'any label may name a cluster'
+
+
+def test_paired_differences(sixty_images):
+    I, U, images = sixty_images
+    better = np.minimum(U, I + (0.03*U).astype(int))
+    gain = paired_bootstrap((better, U), (I, U), images)
+    assert paired_bootstrap((I, U), (I, U), images) == (0, 0, 0)
+    back = paired_bootstrap((I, U), (better, U), images)
+    assert back == pytest.approx((-gain.value, -gain.high, -gain.low))
+    mixed = paired_bootstrap((np.stack([better, I]), np.stack([U, U])), (I, U), images)
+    assert mixed.value == pytest.approx(gain.value/2) and 0 < mixed.low < gain.low
+    for bad in (dict(a=(I[1:], U[1:])), dict(clusters=images[1:]), dict(level=100), dict(metric='iou')):
+        with pytest.raises(RRNError): paired_bootstrap(**(dict(a=(I, U), b=(I, U), clusters=images) | bad))

@@ -1,9 +1,9 @@
 """The network at the paper's sizes, and what must not depend on how a batch is put together."""
 import pytest
 import torch
-from rrn.core import seed_everything
+from rrn.common.core import seed_everything
 from rrn.loss import segmentation_loss
-from rrn.model import RRN, preset
+from rrn.model import preset, RRN
 from rrn.train import make_optimiser, update_step
 
 

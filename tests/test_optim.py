@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rrn.core import RRNError
+from rrn.common.core import RRNError
 from rrn.optim import AdamTF, l2_penalty, polynomial_lr
 
 VECTORS = np.load(Path(__file__).parent/'vectors'/'optim.npz')
@@ -77,3 +77,40 @@ def test_scheduler_of_torch_can_drive_it():
 @pytest.mark.parametrize('bad', [dict(lr=-1.), dict(eps=-1e-8), dict(betas=(1., 0.9)), dict(betas=(0.9, -0.1))])
 def test_bad_settings(bad):
     with pytest.raises(RRNError): AdamTF([torch.nn.Parameter(torch.zeros(1))], **bad)
+
+
+def test_rates_of_a_short_schedule():
+    assert abs(polynomial_lr(1, 2., 1., 2) - 1 - 0.5**0.9) < 1e-15 and polynomial_lr(1, 2., 1., 2, power=1) == 1.5
+    with pytest.raises(RRNError, match='decay_steps'): polynomial_lr(0, 1., 0., 0)
+
+
+def adam_numpy(w, grads, lr, b1=0.9, b2=0.999, eps=1e-8):
+    w, m, v = w.astype(np.float64), 0., 0.
+    for t, g in enumerate(grads, 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        w = w - lr * np.sqrt(1 - b2**t) / (1 - b1**t) * m / (np.sqrt(v) + eps)
+    return w, m, v
+
+
+def test_moments_carry_the_scale_of_gradients():
+    rng = np.random.default_rng(0)
+    start, grads = rng.normal(size=7), rng.normal(size=(6, 7))
+    p = torch.nn.Parameter(torch.tensor(start, dtype=torch.float32))
+    optimiser = AdamTF([{'params': [p], 'grad_scale': 2.}], lr=0.01)
+    for g in grads:
+        p.grad = torch.tensor(g, dtype=torch.float32)
+        optimiser.step()
+    want, m, v = adam_numpy(start, 2 * grads, 0.01)
+    assert abs(p.detach().numpy() - want).max() < 1e-6
+    assert np.allclose(optimiser.state[p]['m'], m, rtol=1e-5) and np.allclose(optimiser.state[p]['v'], v, rtol=1e-5)
+    assert not np.allclose(m, adam_numpy(start, grads, 0.01)[1], rtol=0.4)     # the factor shows in m
+
+
+def test_closures():
+    p = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
+    def closure():
+        p[0].grad = torch.ones(2)
+        return 7.
+    assert AdamTF(p, lr=0.5).step(closure) == 7. and torch.allclose(p[0], torch.tensor(0.5)) and p[1].equal(torch.ones(2))
+    with pytest.raises(RRNError, match='betas'): AdamTF(p, betas=(0.9, 1.))
+    assert l2_penalty([], 1.) == 0

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from rrn.core import RRNError
-from rrn.pretrained import find_weights
+from rrn.cli import main
+from rrn.common.core import RRNError
+from rrn.common.pretrained import find_weights
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = (REPO/'docs'/'own-data.md').read_text()
@@ -69,8 +70,7 @@ def run(words):
         from papermill.cli import papermill
         more = [w for k, v in (SHORT | cnn()).items() for w in ('-p', k, str(v))] if 'train' in words[1] else []
         return papermill([*words[1:], *more, '--no-progress-bar'], standalone_mode=False)
-    assert words[:2] == ['python', '-m']
-    assert not importlib.import_module(words[2]).main(words[3:]), 'the exit status is 0'
+    assert words[0] == 'rrn' and main(words[1:]) == 0
 
 
 def block(kind) -> str:
@@ -79,19 +79,22 @@ def block(kind) -> str:
 
 
 def test_the_page_from_its_first_command_to_a_mask(clone):
-    convert, doctor, train, train_again, evaluate, convert_said = commands()
+    convert, doctor, train, train_again, evaluate, ask, convert_said = commands()
     for words in (convert, doctor, train, evaluate): run(words)
     metrics = json.loads((clone/'runs'/'zebras'/'metrics.json').read_text())
     assert {'zebras val', 'zebras val (shuffled)', 'zebras val (blind)', 'zebras test'} <= set(metrics)
+    run(ask)
+    asked = Path('data/mask.png').read_bytes()
     told = io.StringIO()
     with contextlib.redirect_stdout(told): exec(block('python'), {})
-    with Image.open('data/mask.png') as mask: assert mask.size == (127, 90)
+    with Image.open('data/mask.png') as mask, Image.open(io.BytesIO(asked)) as same:
+        assert mask.size == (127, 90) and (np.asarray(mask) == (np.asarray(same) > 0)).all()
     assert 'never saw: ()' in told.getvalue()
     Path('data/said.csv').write_text(block('csv'))
     run(convert_said)
     a_set_without_a_split_to_evaluate_on('zebras')
     settings = [f'{k}={v}' for k, v in (SHORT | cnn()).items()]
-    done = subprocess.run([sys.executable, *train_again[1:], *settings], capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(REPO)})
+    done = subprocess.run([sys.executable, '-m', 'rrn.cli', *train_again[1:], *settings], capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(REPO)})
     assert done.returncode == 0, done.stderr
     assert 'zebras val: ' in done.stderr and json.loads(done.stdout[done.stdout.index('{'):])['images'] == 1
     assert 'zebras val' in json.loads((clone/'runs'/'zebras-2'/'metrics.json').read_text())
@@ -99,8 +102,8 @@ def test_the_page_from_its_first_command_to_a_mask(clone):
 
 def a_set_without_a_split_to_evaluate_on(run):
     "Asked for nothing, evaluation leaves out the split of the training, so here it has none."
-    from rrn.convert import convert
-    from rrn.train import open_evaluation
+    from rrn.data.convert import convert
+    from rrn.experiments.jobs import open_evaluation
     convert('data/labels.json', 'data/photos', 'data/all', fractions=(1., 0., 0.), progress=False)
     with pytest.raises(RRNError, match='splits=train'): open_evaluation(run=run, data_root='data/all')
     assert open_evaluation(run=run, data_root='data/all', splits='train').splits == ['train']
@@ -111,10 +114,10 @@ def test_the_page_is_found():
 
 
 def test_scores_say_which_split_they_are_of(clone):
-    from rrn.convert import convert
-    from rrn.train import Job
+    from rrn.data.convert import convert
+    from rrn.experiments.jobs import Job
     Path('data/said.csv').write_text('annotation_id,sentence,split\n1,a zebra,train\n4,a lion,test\n')
     convert('data/labels.json', 'data/photos', 'data/two', 'data/said.csv', progress=False)
-    job = Job(None, importlib.import_module('rrn.convert').open_own('data/two'), None, None, None, {})
+    job = Job(None, importlib.import_module('rrn.data.convert').open_own('data/two'), None, None, None, {})
     job.config = type('Config', (), dict(split='train'))
     assert job.scored_on() == 'There is no split val. Scores are those of test. own test: 1 expressions about 1 pictures.'

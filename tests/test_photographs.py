@@ -4,7 +4,8 @@ import pytest
 import torch
 from rrn.evaluate import evaluate, summary
 from rrn.predict import Predictor
-from rrn.train import Run, open_job, run_job
+from rrn.experiments.jobs import open_job, run_job
+from rrn.experiments.record import Run
 
 
 @pytest.mark.parametrize('dataset, sentences', [('unc', 3105), ('unc+', 1993), ('gref', 3346), ('gref-umd', 3128)])

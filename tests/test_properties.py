@@ -6,17 +6,17 @@ import pytest
 import torch
 from hypothesis import assume, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
-from rrn.baselines import SYSTEMS
-from rrn.core import seed_everything
-from rrn.data import Reader, TrainingOrder, evaluation_order, group_by_image, read_batch
+from rrn.common.core import seed_everything
+from rrn.batches import evaluation_order, group_by_image, read_batch, Reader, TrainingOrder
 from rrn.evaluate import evaluate, summary
-from rrn.image import PROTOCOLS, bilinear_tf, fit, image_in, mask_in, mask_out, place_image, place_mask, resize_released, unplace
+from rrn.image import (bilinear_tf, fit, image_in, mask_in, mask_out, place_image, place_mask, PROTOCOLS,
+                       resize_released, unplace)
 from rrn.loss import segmentation_loss
-from rrn.metrics import METRICS, THRESHOLDS, SegmentationMetrics, intersection_union, sample_iou, score
-from rrn.model import RRN, preset
+from rrn.metrics import intersection_union, METRICS, sample_iou, score, SegmentationMetrics, THRESHOLDS
+from rrn.model import preset, RRN, SYSTEMS
 from rrn.refine import UPDATES
-from rrn.refer import Sample
-from rrn.shapes import open_shapes, write_refer
+from rrn.data.refer import Sample
+from rrn.data.shapes import open_shapes, write_refer
 from rrn.text import SPECIALS, Vocabulary
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it

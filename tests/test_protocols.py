@@ -6,7 +6,7 @@ from pycocotools import mask as coco
 from torchmetrics.classification import BinaryJaccardIndex
 from rrn.image import fit, mask_in, mask_out, released_prediction_back
 from rrn.metrics import THRESHOLDS
-from rrn.protocols import PROTOCOLS, Scores, as_released, nearest, on_a_square, perfect
+from rrn.experiments.protocols import as_released, resized_mask, on_a_square, ceiling_map, PROTOCOLS, Scores
 
 SIZES = [(90, 127), (48, 31), (64, 64), (200, 75), (33, 240)]
 
@@ -83,9 +83,9 @@ def test_the_square_takes_the_nearest_pixel(hw):
     "Pixel i shows the one that its centre, (i + 1/2) n / 480, lies in; where it lies on a border, either side."
     mask = np.random.default_rng(1).random(hw) < .5
     (rows, clear), (columns, clear_too) = [((2 * np.arange(480) + 1) * n // 960, (2 * np.arange(480) + 1) * n % 960 != 0) for n in hw]
-    got = nearest(mask, (480, 480))
+    got = resized_mask(mask, (480, 480))
     assert np.array_equal(got[clear][:, clear_too], mask[rows][:, columns][clear][:, clear_too]) and clear.mean() > .9
-    assert nearest(mask, (31, 480)).shape == (31, 480)
+    assert resized_mask(mask, (31, 480)).shape == (31, 480)
 
 
 def test_the_square_ignores_the_aspect_ratio():
@@ -104,7 +104,7 @@ def test_ceilings(protocol, mapping):
     def ceiling(stride):
         scores = Scores()
         for _, placement, truth in cases():
-            p = perfect(truth, (64, 64), stride, protocol, mapping)
+            p = ceiling_map(truth, (64, 64), stride, protocol, mapping)
             assert p.shape == (64, 64) and p.dtype == torch.float64 and 0 <= p.min() <= p.max() <= 1
             scores.add(p, placement, truth)
         return scores.table().overall_iou

@@ -1,42 +1,89 @@
 """What README says is true: its numbers are those of the records, its notebooks and files exist."""
 import re
 from pathlib import Path
-from rrn.claims import claims_summary
-from rrn.matrix import given_matrix
-from rrn.report import read_records, replace_section, results_text
-from rrn.tables import as_markdown, table1, table2
+import nbformat
+from rrn.common.core import read_json
+from rrn.experiments.benchmark import speed_text
+from rrn.experiments.claims import claims_summary, findings
+from rrn.experiments.matrix import given_matrix
+from rrn.experiments.report import read_records, replace_section, results_text
 
 REPO = Path(__file__).resolve().parents[1]
 TEXT = (REPO/'README.md').read_text()
+REPORTS = (REPO/'reports'/'README.md').read_text()
+MATRIX = given_matrix(folder='reports/runs/embedded')
+
+
+def records_shown():
+    "The records that the page of reports names."
+    shown = re.findall(r'Run `([^`]+)`', REPORTS)
+    assert shown, 'the results of at least one run are shown'
+    return [r for r in read_records() if r['run'] in shown]
+
+
+def test_findings_are_those_of_the_records():
+    record, = records_shown()
+    assert TEXT == replace_section(TEXT, 'findings', findings(MATRIX, record)), 'run nbs/readme.ipynb'
+    assert 'It says nothing about photographs' in TEXT
 
 
 def test_results_are_those_of_the_records():
-    shown = re.findall(r'Run `([^`]+)`', TEXT)
-    assert shown, 'README shows the results of at least one run'
-    records = [r for r in read_records(REPO/'reports'/'runs') if r['run'] in shown]
-    assert TEXT == replace_section(TEXT, 'results', results_text(records)), 'run nbs/readme.ipynb'
+    assert REPORTS == replace_section(REPORTS, 'results', results_text(records_shown())), 'run nbs/readme.ipynb'
 
 
-def test_tables_and_claims_are_those_of_the_runs():
-    matrix = given_matrix(folder='reports/runs')
-    tables = as_markdown(1, table1(matrix), matrix) + '\n' + as_markdown(2, table2(matrix), matrix)
-    assert TEXT == replace_section(replace_section(TEXT, 'tables', tables), 'claims', claims_summary(matrix)), 'run nbs/readme.ipynb'
-    kept = (REPO/'reports'/'tables'/'table1.md').read_text()
-    assert kept == as_markdown(1, table1(matrix), matrix), 'run nbs/tables.ipynb'
+def test_claims_are_those_of_the_runs():
+    "tests/test_published.py has the tables."
+    assert REPORTS == replace_section(REPORTS, 'claims', claims_summary(MATRIX)), 'run nbs/readme.ipynb'
+
+
+def test_speed_is_that_of_a_report():
+    made = [speed_text(read_json(path, 'report')) for path in (REPO/'reports'/'benchmarks').glob('*.json')]
+    assert REPORTS in [replace_section(REPORTS, 'speed', text) for text in made], 'run nbs/readme.ipynb'
+
+
+def test_no_other_number_is_typed():
+    "Outside the generated sections there is nothing that looks like a score."
+    for text in (TEXT, REPORTS):
+        typed = re.sub(r'<!-- (\w+): made by.*?<!-- end of \1 -->', '', text, flags=re.S)
+        assert not re.findall(r'\b\d+\.\d+ ?%|(?<= )[+-]\d+\.\d|\b\d\d\.\d\b', typed)
 
 
 def test_named_files_exist():
-    for name in re.findall(r'`nbs/(\w+\.ipynb)`', TEXT): assert (REPO/'nbs'/name).exists(), name
-    for name in re.findall(r'\]\(([\w/.]+)\)', TEXT): assert (REPO/name).exists(), name
-    for names in re.findall(r'^\| .+ \| ((?:\d\d_\w+(?:, )?)+) \|$', TEXT, re.M):
-        for name in names.split(', '): assert (REPO/'nbs'/f'{name}.ipynb').exists(), name
+    for name in re.findall(r'`(nbs/[\w/.*]+)`', TEXT): assert list(REPO.glob(name)), name
+    for place, text in ((REPO, TEXT), (REPO/'reports', REPORTS)):
+        for name in re.findall(r'\]\(([\w/.-]+)', text): assert (place/name).exists(), name
+
+
+def test_every_floor_and_every_driver_is_named():
+    drivers = {path.stem for path in REPO.glob('nbs/*.ipynb')}
+    assert drivers <= set(re.findall(r'`(\w+)`', TEXT)) | set(re.findall(r'`nbs/(\w+)\.ipynb`', TEXT))
+    assert {path.name for path in REPO.glob('nbs/[0-9]*/')} == set(re.findall(r'^\| `nbs/(\d\w+)` \|', TEXT, re.M))
+
+
+def test_the_first_screen():
+    "What it is, a picture, what was found, two commands: within fifty lines."
+    screen = '\n'.join(TEXT.splitlines()[:50])
+    for part in ('![', '<!-- findings', 'uv run papermill nbs/train.ipynb out.ipynb', 'uv run nbdev_test && uv run pytest'):
+        assert part in screen, part
+    assert len(TEXT.splitlines()) <= 100
 
 
 def test_no_paths_of_a_machine():
-    for path in [REPO/'README.md', *REPO.glob('nbs/*.ipynb'), *REPO.glob('reports/runs/*/*.*'), *REPO.glob('rrn/*.py')]:
-        if path.suffix in ('.ipynb', '.md', '.json', '.csv', '.py'):
+    found = [p for folder in ('nbs', 'rrn', 'reports', 'docs') for p in (REPO/folder).rglob('*')]
+    for path in [*REPO.glob('*.md'), *found]:
+        if path.suffix in ('.ipynb', '.md', '.json', '.csv', '.py') and '.ipynb_checkpoints' not in path.parts:
             text = path.read_text()
             for place in ('/root/', '/work/', '/home/', 'site-packages'): assert place not in text, (path, place)
+
+
+def test_outputs_show_no_place_of_a_machine_and_no_progress():
+    "Temporary folders and bars are no result."
+    for path in REPO.glob('nbs/**/*.ipynb'):
+        for cell in nbformat.read(path, 4).cells:
+            for output in cell.get('outputs', []):
+                assert output.output_type != 'error' and output.get('name') != 'stderr', path
+                said = output.get('text', '') + ''.join(str(v) for k, v in output.get('data', {}).items() if k.startswith('text/'))
+                for place in ('/tmp/', '%|'): assert place not in said, (path, said[:300])
 
 
 SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}
@@ -44,10 +91,10 @@ SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}
 
 def test_its_lines_for_asking_run_as_they_stand(scenes, tmp_path, monkeypatch):
     "With the newest finished run, as after the first command."
-    from rrn.train import open_job, run_job
+    from rrn.experiments.jobs import open_job, run_job
     tiny = dict(image_size=48, iterations=3, D_Q=6, D_I=6, D_S=6, embed_dim=6, device='cpu')
     run_job(open_job(data_root=str(scenes), folder=str(tmp_path), **tiny))
-    monkeypatch.setattr('rrn.record.runs_folder', lambda folder='': tmp_path)
+    monkeypatch.setattr('rrn.experiments.record.runs_folder', lambda folder='': tmp_path)
     lines, = re.findall(r'```python\n(.*?)```', TEXT, re.S)
     names = {}
     exec(lines, names)

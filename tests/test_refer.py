@@ -3,8 +3,10 @@ import os, pickle, random, re, struct, tracemalloc
 import numpy as np
 import pycocotools.mask as coco
 import pytest
-from rrn.core import RRNError, read_json, write_json
-from rrn.refer import CocoMask, EXPECTED, check_counts, open_refer, read_instances, read_refer, rle_counts, safe_load
+from rrn.common.core import read_json, RRNError, write_json
+from rrn.common.untrusted import safe_load
+from rrn.data.masks import CocoMask, decode_run_lengths, polygon_fault
+from rrn.data.refer import check_published_counts, EXPECTED, open_refer, read_instances, read_refer, ref_samples
 
 # pycocotools 2.0.11 has not caught up with NumPy's new `copy` argument yet; nothing here depends on it
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
@@ -21,7 +23,7 @@ def test_counts_are_those_of_its_readme(mini, name, capsys):
     rows = re.findall(r'^\| (.+?) \| (\w+) \| (\d+) \| (\d+) \| (\d+) \|$', (mini/'README.md').read_text(), re.M)
     written = {split: [int(refs), int(sentences), int(images)] for set_, split, images, refs, sentences in rows
                if set_ == SETS[name] and split != 'all'}
-    dataset = check_counts(open_refer(name, mini))
+    dataset = check_published_counts(open_refer(name, mini))
     found = {split: row.tolist() for split, row in dataset.counts().iterrows()}
     assert found == written and list(found) == list(EXPECTED[name])
     assert capsys.readouterr().out.count('is a subset') == 1
@@ -182,7 +184,7 @@ def test_compressed_runs_in_both_directions():
             mask = np.asfortranarray(rng.random((height, width)) < fill, dtype=np.uint8)
             rle = coco.encode(mask)
             assert (CocoMask({'size': [height, width], 'counts': rle['counts']}, height, width).decode() == mask).all()
-            assert (CocoMask({'size': [height, width], 'counts': rle_counts(rle['counts'])}, height, width).decode() == mask).all()
+            assert (CocoMask({'size': [height, width], 'counts': decode_run_lengths(rle['counts'])}, height, width).decode() == mask).all()
 
 @pytest.mark.parametrize('counts', ['', 'zzzz', '\x00', 'é', '0'*50, 'o'*5000, b'P'*9, [2**40, -2**40 + 35], [35.0], [True]*35, [None], None, 35])
 def test_damaged_runs(counts):
@@ -198,7 +200,7 @@ def test_damaged_polygons(segmentation):
 def test_a_set_with_too_much_is_refused(mini, capsys):
     dataset = open_refer('unc', mini)
     dataset.samples_by_split['testC'] = dataset.samples('testB')
-    with pytest.raises(RRNError, match='testC.*no such split'): check_counts(dataset)
+    with pytest.raises(RRNError, match='testC.*no such split'): check_published_counts(dataset)
 
 def test_published_table_agrees_with_the_real_texts(shared):
     import gzip, json
@@ -206,3 +208,32 @@ def test_published_table_agrees_with_the_real_texts(shared):
         items = json.loads(gzip.decompress((shared/'text'/f'refcoco_{split}.json.gz').read_bytes()))['items']
         refs = {tuple(item['mask'].split('/')[-1].split('_')[:2]) for item in items}
         assert (len(refs), len(items), len({item['image'] for item in items})) == EXPECTED['unc'][split]
+
+# ---- cases of the notebooks ----------------------------------------------------------------------------------------------
+
+TINY = dict(images=[dict(id=9, height=37, width=64, file_name='COCO_train2014_000000000009.jpg'),
+                    dict(id=25, height=90, width=127, file_name='COCO_train2014_000000000025.jpg')],
+            categories=[dict(id=24, name='zebra')],
+            annotations=[dict(id=1, image_id=9, category_id=24, iscrowd=0, segmentation=[[2, 2, 12, 2, 12, 12]])])
+REF = dict(ref_id=0, ann_id=1, image_id=9, split='val', sentences=[dict(sent_id=5, sent='left zebra', raw='Left zebra!')])
+
+@pytest.mark.parametrize('wrong', [dict(ann_id=77), dict(image_id=25), dict(split=None), dict(sentences='left'),
+                                   dict(sentences=['left']), dict(sentences=[dict(sent_id=1)])])
+def test_references_that_do_not_fit(wrong, tmp_path):
+    write_json(tmp_path/'instances.json', TINY)
+    instances = read_instances(tmp_path/'instances.json')
+    assert ref_samples(REF, instances, tmp_path, 'ref 0')[0].sentence == 'left zebra'
+    with pytest.raises(RRNError, match='ref 0'): ref_samples(REF | wrong, instances, tmp_path, 'ref 0')
+
+@pytest.mark.parametrize('bad', [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], [0, 0, 5, float('nan'), 5, 5], [0, 0, 1e9, 0, 5, 5], [], 'abcdef',
+                                 [0, 0, '5', 0, 5, 5]])
+def test_faults_of_polygons(bad): assert polygon_fault(bad, 100)
+
+OUTLINE = [[2, 1, 9, 1, 9, 5, 2, 5], [6, 3, 30, 3, 30, 6, 6, 6]]
+RUNS = CocoMask(OUTLINE, 7, 16).rle()['counts']
+
+@pytest.mark.parametrize('bad', [[], None, [[1, 2, 3, 4]], [[0, 0, 16, 7] * 200], {'size': [16, 7], 'counts': decode_run_lengths(RUNS)},
+                                 {'size': [7, 16], 'counts': [3, 5]}, {'size': [7, 16], 'counts': RUNS.decode()[:-2]}, {'size': [7, 16]},
+                                 {'size': [7, 16], 'counts': [200, -88]}])
+def test_masks_that_cannot_be_drawn(bad):
+    with pytest.raises(RRNError, match='annotation 38'): CocoMask(bad, 7, 16, 'annotation 38').decode()

@@ -3,9 +3,11 @@ import dataclasses, gzip, random
 import numpy as np
 import pytest
 import scipy.io
-from rrn.core import RRNError, write_json
-from rrn.referit import MatMask, READERS, check_counts, open_dataset, read_referit
-from rrn.refer import EXPECTED
+from rrn.common.core import RRNError, write_json
+from rrn.data.datasets import open_dataset, READERS
+from rrn.data.refer import check_published_counts
+from rrn.data.referit import MatMask, read_referit, region_samples
+from rrn.data.refer import EXPECTED
 
 @pytest.fixture(scope='module')
 def real(shared, tmp_path_factory):
@@ -26,7 +28,7 @@ def dataset(real_dataset):
 def real_dataset(real): return read_referit(real)
 
 def test_real_counts_are_the_published_ones(dataset, capsys):
-    check_counts(dataset)
+    check_published_counts(dataset)
     assert dataset.note == 'complete' and capsys.readouterr().out == ''
     counts = dataset.counts()
     assert counts['sentences'].to_dict() == {split: row[1] for split, row in EXPECTED['referit'].items()}
@@ -44,9 +46,9 @@ def test_real_records(dataset, real):
 
 def test_one_sentence_too_few_is_noticed(dataset):
     dataset.samples_by_split['test'] = dataset.samples('test')[:-1]
-    assert check_counts(dataset).note.startswith('a subset')
+    assert check_published_counts(dataset).note.startswith('a subset')
     dataset.samples_by_split['val'] = dataset.samples('val') * 2
-    with pytest.raises(RRNError, match='referit val'): check_counts(dataset)
+    with pytest.raises(RRNError, match='referit val'): check_published_counts(dataset)
 
 def test_missing_pictures_and_masks_are_named(real, dataset):
     with pytest.raises(RRNError, match='images does not exist'): open_dataset('referit', real)
@@ -92,3 +94,20 @@ def test_damaged_masks_never_escape_as_another_error(tmp_path):
             (tmp_path/'bad.mat').write_bytes(bytes(broken))
             try: assert MatMask(tmp_path/'bad.mat', 40, 33).decode().shape == (40, 33)
             except RRNError as e: assert 'bad.mat' in str(e)
+
+def test_files_that_are_no_masks(tmp_path):
+    values = np.full((7, 16), 255, np.uint8)
+    for name, held in dict(good=values, key=values, shape=values.T, text=np.array(['left'], object), cell=np.full((7, 16), 'x', object)).items():
+        scipy.io.savemat(tmp_path/f'{name}.mat', {'segimg' if name == 'key' else 'segimg_t': held})
+    (tmp_path/'cut.mat').write_bytes((tmp_path/'good.mat').read_bytes()[:150])
+    (tmp_path/'html.mat').write_text('<html>not found</html>' * 20)
+    (tmp_path/'new.mat').write_bytes(b'MATLAB 7.3 MAT-file'.ljust(124) + b'\x00\x02IM' + bytes(400))
+    (tmp_path/'empty.mat').write_bytes(b'')
+    assert not MatMask(tmp_path/'good.mat', 7, 16).decode().any()
+    for bad in ('key', 'shape', 'text', 'cell', 'cut', 'html', 'new', 'empty', 'nowhere'):
+        with pytest.raises(RRNError, match=f'{bad}.mat'): MatMask(tmp_path/f'{bad}.mat', 7, 16).decode()
+
+@pytest.mark.parametrize('region, queries', [('6_1', ['x']), ('7_3', ['x']), ('9_1', ['x']), ('8_1', ['x']), ('7_2', 'x'), ('7_1', [3])])
+def test_regions_that_do_not_fit(region, queries, tmp_path):
+    sizes, regions = {'7.jpg': [16, 7], '8.jpg': [16]}, {'7.jpg': ['7_1', '7_2'], '8.jpg': ['8_1'], '6.jpg': 6}
+    with pytest.raises(RRNError, match='query'): region_samples(region, queries, 'train', tmp_path, sizes, regions, 'query')

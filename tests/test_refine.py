@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from rrn.core import RRNError
+from rrn.common.core import RRNError
 from rrn.model import Config, Head, preset
-from rrn.record import run_name
+from rrn.experiments.record import run_name
 from rrn.refine import (UPDATES, ConvLSTM, LSTMStep, Refinement, ReleasedConvLSTM, Update, find_update, make_update,
                         options_of, released_cell_from_tf, released_cell_to_tf, update_function)
 

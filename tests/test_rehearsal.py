@@ -15,15 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 import torch
-from rrn.backbone import build_backbone, cnn_checksum, load_weights
-from rrn.core import RRNError
-from rrn.matrix import SYSTEMS_OF_TABLES, given_matrix
+from rrn.backbone import build_backbone, cnn_checksum
+from rrn.common.weight_files import load_weights
+from rrn.common.core import RRNError
+from rrn.experiments.matrix import given_matrix, SYSTEMS_OF_TABLES
 from rrn.model import configured_cnn
-from rrn.pretrained import KNOWN_FILES, find_weights
-from rrn.record import Run
-from rrn.referit import open_dataset
-from rrn.shapes import write_refer, write_referit
-import rrn.pretrained
+from rrn.common.pretrained import find_weights, KNOWN_FILES
+from rrn.experiments.record import Run
+from rrn.data.datasets import open_dataset
+from rrn.data.shapes import write_refer, write_referit
+import rrn.common.pretrained
 
 REPO = Path(__file__).resolve().parents[1]
 README = (REPO/'README.md').read_text()
@@ -39,7 +40,7 @@ from dataclasses import replace
 def counts(module): module.EXPECTED.clear(); module.EXPECTED.update({counts!r})
 def checksums(module):
     for key, begin in {checksums!r}.items(): module.KNOWN_FILES[key] = replace(module.KNOWN_FILES[key], sha256=begin)
-AFTER = {{'rrn.refer': counts, 'rrn.pretrained': checksums}}
+AFTER = {{'rrn.data.refer': counts, 'rrn.common.pretrained': checksums}}
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name not in AFTER: return None
@@ -132,7 +133,7 @@ def as_there(road, monkeypatch):
                                                                 raising=False); monkeypatch.delenv('XDG_CACHE_HOME',
                                                                                                    raising=False)
     begin = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    monkeypatch.setitem(rrn.pretrained.KNOWN_FILES, ('resnet101', 'deeplab'), replace(DEEPLAB, sha256=begin))
+    monkeypatch.setitem(rrn.common.pretrained.KNOWN_FILES, ('resnet101', 'deeplab'), replace(DEEPLAB, sha256=begin))
     return file
 
 
@@ -179,7 +180,7 @@ def test_lstm_cnn_s_own_network(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     state = vgg16(weights=None).state_dict()
     torch.save(state, file)
-    monkeypatch.setitem(rrn.pretrained.KNOWN_FILES, ('vgg16_fcn', 'imagenet'),
+    monkeypatch.setitem(rrn.common.pretrained.KNOWN_FILES, ('vgg16_fcn', 'imagenet'),
                         replace(VGG, sha256=hashlib.sha256(file.read_bytes()).hexdigest()[:8]))
     net = build_backbone('vgg16_fcn', 'imagenet', 32)
     assert torch.equal(net.conv[0].weight, state['features.0.weight'])

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rrn.core import RRNError
+from rrn.common.core import RRNError
 from rrn.refine import ReleasedConvLSTM, released_cell_from_tf, released_cell_to_tf
 
 VECTORS = np.load(Path(__file__).parent/'vectors'/'convlstm_cell.npz')

@@ -10,13 +10,18 @@ import tracemalloc
 from dataclasses import replace
 import pytest
 import torch
-from rrn.benchmark import Bench, SIZES, main, write_unc_sized
-from rrn.core import RRNError
-from rrn.data import group_by_image
-from rrn.model import FeatureFiles, preset
-from rrn.refer import InFile, harmless, open_refer, read_instances, safe_load
-from rrn.referit import open_dataset
-from rrn.train import Run, make_engine, open_job, run_job, update_step
+from rrn.experiments.benchmark import Bench, main, SIZES, write_unc_sized
+from rrn.common.core import RRNError
+from rrn.batches import group_by_image
+from rrn.features import FeatureFiles
+from rrn.model import preset
+from rrn.common.untrusted import harmless, safe_load
+from rrn.data.masks import InFile
+from rrn.data.refer import open_refer, read_instances
+from rrn.data.datasets import open_dataset
+from rrn.experiments.jobs import open_job, run_job
+from rrn.train import make_engine, update_step
+from rrn.experiments.record import Run
 
 TINY = dict(image_size=48, iterations=6, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='random', validate_every=10**6, save_every=3, log_every=3)
 

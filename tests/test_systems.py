@@ -1,18 +1,22 @@
 """Every preset is a system that trains, saves, restores and evaluates by its name alone; old run records stay readable."""
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rrn.backbone import BACKBONES, backbone_to_tf, build_backbone
-from rrn.baselines import SYSTEMS, VGG16FCN
-from rrn.core import RRNError
-from rrn.data import group_by_image, read_batch
+from rrn.backbone import backbone_to_tf, BACKBONES, build_backbone
+from rrn.baselines import VGG16FCN
+from rrn.common.core import RRNError
+from rrn.batches import group_by_image, read_batch
 from rrn.evaluate import evaluate, summary
 from rrn.loss import segmentation_loss
-from rrn.model import PRESETS, Config, preset
-from rrn.train import Run, make_optimiser, open_job, open_run, run_job, start_record, update_step
+from rrn.model import Config, preset, PRESETS, SYSTEMS
+from rrn.experiments.jobs import open_job, open_run, run_job
+from rrn.train import make_optimiser, update_step
+from rrn.experiments.record import Run, start_record
 
 TINY = dict(dataset='shapes-unc', image_size=64, embed_dim=6, D_I=6, D_S=6, D_Q=6, iterations=1, images_per_batch=2, sentences_per_image=2, warmup=0)
 
@@ -118,3 +122,12 @@ def test_the_released_cnn_by_name(tmp_path):
     again = build_backbone('deeplab_resnet101_tf', tmp_path/'cnn.npy')
     assert all(t.equal(again.state_dict()[n]) for n, t in net.state_dict().items() if 'tracked' not in n)
     assert Config(backbone='deeplab_resnet101_tf', weights=str(tmp_path/'cnn.npy')).output_stride == 8
+
+
+def test_systems_and_backbones_are_known_before_their_modules_are_imported():
+    "A registry imports a module when somebody asks for what it holds; nobody imports one for its side effect."
+    program = ("import sys; from rrn.model import SYSTEMS, preset; from rrn.backbone import BACKBONES; "
+               "assert {'rmi', 'lstm-cnn'} <= set(SYSTEMS) and {'vgg16_fcn', 'deeplab_resnet101_tf'} <= set(BACKBONES); "
+               "assert not {'rrn.baselines', 'rrn.data.weights'} & set(sys.modules); "
+               "assert SYSTEMS['rmi'] is sys.modules['rrn.baselines'].RMIHead and 'rrn.data.weights' not in sys.modules")
+    subprocess.run([sys.executable, '-c', program], check=True)

@@ -7,15 +7,16 @@ import pandas as pd
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
-from rrn.claims import claims_table, write_claims
-from rrn.core import RRNError
-from rrn.figures import figures_place
-from rrn.matrix import MATRICES, given_matrix, keys, publish_all, report_place, where
-from rrn.record import data_fingerprint, write_json, write_rows
-from rrn.shapes import write_refer
-from rrn.tables import conditions, table1, table2, write_tables
-from rrn.train import open_named
-from rrn.workflow import overview
+from rrn.experiments.claims import claims_table, write_claims
+from rrn.common.core import RRNError
+from rrn.experiments.figures import figures_place
+from rrn.experiments.matrix import given_matrix, result_keys, MATRICES, publish_all, report_place, record_state
+from rrn.experiments.record import data_fingerprint, write_rows
+from rrn.common.core import write_json
+from rrn.data.shapes import write_refer
+from rrn.experiments.tables import table_conditions, table1, table2, write_tables
+from rrn.experiments.jobs import open_named
+from rrn.experiments.workflow import overview
 
 REPO = Path(__file__).resolve().parents[1]
 SCORES = ['overall_iou', 'mean_iou', *(f'prec@0.{n}' for n in (5, 6, 7, 8, 9))]
@@ -36,10 +37,10 @@ def pretend(matrix, cell, data='', scored='', skipped=0):
     run, rng = matrix.run(cell.run), np.random.default_rng(0)
     counts = dict(intersection=rng.integers(20, 80, 60), union=100)
     rows = pd.DataFrame(dict(sent_id=range(60), image_id=np.arange(60) // 3) | counts)
-    for key in keys(cell): write_rows(run, key, rows)
+    for key in result_keys(cell): write_rows(run, key, rows)
     entry = ENTRY | dict(skipped=skipped) | (dict(data=scored) if scored else {})
-    write_json(run.metrics, dict.fromkeys(keys(cell), entry))
-    facts = dict(preset='small', training_seconds=60., device='a CPU', code='abc', versions=dict(torch='2'))
+    write_json(run.metrics, dict.fromkeys(result_keys(cell), entry))
+    facts = dict(preset='small', data='drawn', training_seconds=60., device='a CPU', code='abc', versions=dict(torch='2'))
     identity = dict(data=data) if data else {}
     write_json(run.folder/'config.json', dict(config=asdict(cell.config), identity=identity, **facts))
     return run
@@ -65,9 +66,9 @@ def test_a_run_that_does_not_know_its_data_is_said(checkout):
     matrix = small(folder='somewhere')
     first, second = matrix.cells()[:2]
     pretend(matrix, first); pretend(matrix, second)
-    assert 'cannot be checked' not in conditions(table1(matrix), matrix), 'all are of before'
+    assert 'cannot be checked' not in table_conditions(table1(matrix), matrix), 'all are of before'
     pretend(matrix, second, 'a' * 64)
-    assert '1 of the runs are older than fingerprints' in conditions(table1(matrix), matrix)
+    assert '1 of the runs are older than fingerprints' in table_conditions(table1(matrix), matrix)
 
 
 def test_skipped_expressions_keep_a_run_out_unless_allowed(checkout):
@@ -75,10 +76,10 @@ def test_skipped_expressions_keep_a_run_out_unless_allowed(checkout):
     first, second = matrix.cells()[:2]
     pretend(matrix, first); run = pretend(matrix, second, skipped=3)
     assert table1(matrix).dropna(subset='ours').row.unique().tolist() == [first.system]
-    assert f'{run.name}: {3 * len(keys(second))} expressions were skipped' in overview(matrix, estimate=False)
+    assert f'{run.name}: {3 * len(result_keys(second))} expressions were skipped' in overview(matrix, estimate=False)
     allowed = small(folder='somewhere', allow_skipped=True)
     assert table1(allowed).dropna(subset='ours').row.unique().tolist() == [first.system, second.system]
-    assert 'could not be read are left out' in conditions(table1(allowed), allowed)
+    assert 'could not be read are left out' in table_conditions(table1(allowed), allowed)
 
 
 def test_other_data_than_the_runs_is_said_and_nothing_more_is_trained_on_it(checkout):
@@ -113,10 +114,10 @@ def test_only_published_runs_change_what_is_published(checkout, monkeypatch):
     monkeypatch.setitem(MATRICES, 'embedded', small())
     matrix = given_matrix()
     for cell in matrix.cells(): pretend(matrix, cell, 'a' * 64)
-    assert {where(matrix, c) for c in matrix.cells()} == {'here'}
+    assert {record_state(matrix, c) for c in matrix.cells()} == {'here'}
     assert report_place(matrix, 'tables') == checkout/'runs'/'reports'/'embedded'/'tables'
     assert publish_all(matrix) == [c.run for c in matrix.cells()]
-    assert {where(matrix, c) for c in matrix.cells()} == {'published'}
+    assert {record_state(matrix, c) for c in matrix.cells()} == {'published'}
     assert report_place(matrix, 'tables') == checkout/'reports'/'tables'
     assert report_place(given_matrix(rows='row5'), 'tables') != report_place(matrix, 'tables')
 
@@ -149,7 +150,7 @@ def test_figures_go_where_they_harm_nothing(checkout):
 def test_published_records_are_found_by_the_names_that_they_have():
     for name in ('embedded', 'coco-mini'):
         cells = given_matrix(name).cells()
-        lost = [c.run for c in cells if not (REPO/'reports'/'runs'/c.run/'config.json').exists()]
+        lost = [c.run for c in cells if not (REPO/'reports'/'runs'/name/c.run/'config.json').exists()]
         assert not lost, f'{len(lost)} of {len(cells)}'
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from rrn.core import RRNError
-from rrn.data import Batch, mirrored
-from rrn.refer import Sample
-from rrn.text import SPECIALS, TOKENIZERS, Vocabulary, in_mirror, split_released, split_words
+from rrn.common.core import RRNError
+from rrn.batches import Batch, mirrored
+from rrn.data.refer import Sample
+from rrn.text import fault_of, in_mirror, SPECIALS, split_released, split_words, TOKENIZERS, Vocabulary
 
 @pytest.fixture(scope='module')
 def recorded(shared): return json.loads((shared/'reference'/'text_preprocess.json').read_text(encoding='utf-8'))
@@ -140,3 +140,61 @@ def test_only_pictures_whose_sentences_are_certain_are_mirrored(tokenizer):
     assert [vocabulary.decode(w) for w in found.words[:4]] == ['right dog', 'dog', 'rigth dog', 'right dog'] and found.keys == [('0', True), ('1', False), ('2', False), ('3', False)]
     twice = mirrored(found, vocabulary)
     assert twice.images.equal(images) and twice.words.equal(batch.words) and twice.masks.equal(masks) and twice.keys == batch.keys and twice.samples == samples
+
+
+KNOWN = Vocabulary((*SPECIALS, 'left', 'man', 'the'))
+
+@pytest.mark.parametrize('words', [('left',), (), (*SPECIALS, 7), (*SPECIALS, ' left'), (*SPECIALS, 'le\nft')])
+def test_what_is_no_vocabulary(words):
+    assert fault_of(words) and fault_of((*SPECIALS, 'left', '')) == ''
+    with pytest.raises(RRNError, match='no vocabulary'): Vocabulary(words)
+
+def test_words_and_numbers():
+    assert KNOWN.encode('the purple man', 5) == [0, 0, 6, 3, 5] and KNOWN.encode('man '*25)[0] == 5
+    assert KNOWN.decode(torch.tensor([0, 0, 6, 3, 5])) == 'the <unk> man'
+    assert KNOWN.encode_batch(['left', 'the man'], 3).tolist() == [[0, 0, 4], [0, 6, 5]]
+    assert KNOWN.encode_batch([], 3).shape == (0, 3) and KNOWN.encode('?!', 4, allow_empty=True) == [0]*4
+    with pytest.raises(RRNError, match='outside 0 to 6'): KNOWN.decode([7])
+    with pytest.raises(RRNError, match="Did you mean 'words'"): Vocabulary(KNOWN.words, 'word')
+
+@pytest.mark.parametrize('sentence', ['', '  \t', '?!', "'", '\x00'])
+def test_nothing_said(sentence):
+    with pytest.raises(RRNError, match='has no words'): KNOWN.encode(sentence)
+
+@pytest.mark.parametrize('sentence', ['', '\n', '.'])
+def test_nothing_said_to_the_released_program(sentence):
+    with pytest.raises(RRNError, match='has no words'): Vocabulary(KNOWN.words, 'released').encode(sentence)
+
+@pytest.mark.parametrize('sentence', [None, 7, b'left'])
+def test_what_is_no_text(sentence):
+    with pytest.raises(RRNError, match='must be text'): KNOWN.encode(sentence)
+
+def test_cuts():
+    assert split_words("ｌｅｆｔ\x00man\x07") == ['left', 'man'] and len(split_words("İstanbul")) == 1
+    assert split_words(" ?!... '' \t") == []
+    assert split_released("left.") == ['left'] and split_released("left .") == ['left', ' .'] and split_released("İ") == ['i']
+    released = Vocabulary(KNOWN.words, 'released')
+    assert released.encode('man, left', 4) == [0, 5, 3, 4] and KNOWN.encode('man, left', 4) == [0, 0, 5, 4] and released != KNOWN
+
+def test_files_with_double_words_and_bad_ones(tmp_path):
+    (tmp_path/'twice.txt').write_text('\n'.join([*SPECIALS, 'left', 'man', 'left', '']) + '\n')
+    twice = Vocabulary.from_file(tmp_path/'twice.txt')
+    assert twice.encode('man,left', 3) == [5, 3, 6] and len(twice) == 8      # the blank line has a number, too
+    twice.save(tmp_path/'again.txt')
+    assert Vocabulary.from_file(tmp_path/'again.txt') == twice
+    assert Vocabulary.from_dict(json.loads(json.dumps(twice.to_dict()))) == twice
+    (tmp_path/'short.txt').write_text('left\nman\n')
+    (tmp_path/'latin.txt').write_bytes(b'<pad>\ncaf\xe9\n')
+    for bad in ('nowhere.txt', 'short.txt', 'latin.txt'):
+        with pytest.raises(RRNError, match=bad): Vocabulary.from_file(tmp_path/bad)
+
+@pytest.mark.parametrize('data', [None, {}, {'words': [*SPECIALS]}, {'words': 'left', 'tokenizer': 'words'},
+                                  {'words': [*SPECIALS, 3], 'tokenizer': 'words'}, {'words': ['left'], 'tokenizer': 'words'},
+                                  {'words': [*SPECIALS], 'tokenizer': 'bpe'}])
+def test_records_without_a_vocabulary(data):
+    with pytest.raises(RRNError): Vocabulary.from_dict(data)
+
+def test_building_does_not_depend_on_order_and_drops_rare_words():
+    typed = ['the left zebra', 'Zebra, left!', 'the dog', 'a zebra']
+    assert Vocabulary.build(typed) == Vocabulary.build(typed[::-1]) and Vocabulary.build(typed).words[4:7] == ('zebra', 'left', 'the')
+    assert Vocabulary.build(typed, min_count=2).words[4:] == ('zebra', 'left', 'the') and len(Vocabulary.build([])) == 4

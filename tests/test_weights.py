@@ -1,19 +1,21 @@
-"""rrn.weights: heads of the released programs against arrays these programs computed, and checkpoint files made here."""
+"""rrn.data.weights: heads of the released programs against arrays these programs computed, and checkpoint files made here."""
 import copy
 import struct
 from pathlib import Path
+import google_crc32c
 import numpy as np
 import pytest
 import torch
-from rrn.backbone import DeepLabTF, backbone_to_tf, build_backbone
-from rrn.core import RRNError
+from rrn.backbone import backbone_to_tf, build_backbone, DeepLabTF
+from rrn.common.core import MissingPackage, RRNError
+from rrn.data import tf_checkpoint
 from rrn.fusion import l2_normalise
 from rrn.image import coordinates
 from rrn.loss import segmentation_loss
 from rrn.optim import AdamTF, l2_penalty, polynomial_lr
 from rrn.predict import Predictor
 from rrn.text import Vocabulary
-from rrn.weights import crc32c, from_port, from_tf, network, port_name, read_checkpoint, to_tf, variable_shapes
+from rrn.data.weights import from_port, from_tf, network, port_name, read_checkpoint, to_tf, variable_shapes
 from weight_rule import rule
 
 HERE = Path(__file__).parent
@@ -399,7 +401,7 @@ def shape_message(shape): return b''.join(field(2, field(1, n % 2**64)) for n in
 
 
 def masked(data):
-    crc = crc32c(data)
+    crc = google_crc32c.value(data)
     return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
@@ -584,6 +586,14 @@ def test_missing_parts(tmp_path):
     (tmp_path/'m.index').write_bytes(b'')
     for path in ('m', 'n.index', 'n', 'n.npy', 'n.pth', 'm.data-00000-of-00001', ''):
         with pytest.raises(RRNError): read_checkpoint(tmp_path/path)
+
+
+@pytest.mark.parametrize('package', ['google_crc32c', 'cramjam'])
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch, package):
+    write_v2(tmp_path/'m', {'a': np.float32([1, 2])}, packed=True)
+    monkeypatch.setattr(tf_checkpoint, package, MissingPackage(package, 'this'))
+    with pytest.raises(RRNError, match=f'^this needs the package {package}, which is not installed: pip install {package}$'):
+        read_checkpoint(tmp_path/'m')
 
 
 def test_a_caffe_dictionary_makes_the_cnn(tmp_path, cnn):

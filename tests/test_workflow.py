@@ -14,11 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 import snakemake.cli
-from rrn.core import RRNError
-from rrn.cost import Rate, step_operations
-from rrn.matrix import device_slot, draw_scenes, given_matrix, keys, outputs, papermill_command, weights_file
-from rrn.record import Run, published_folder, rows_file, write_json
-from rrn.workflow import read_settings, stamp
+from rrn.common.core import RRNError
+from rrn.experiments.cost import Rate, step_operations
+from rrn.experiments.matrix import (device_slot, draw_scenes, given_matrix, result_keys, count_files, papermill_command,
+                                    weights_file)
+from rrn.experiments.record import published_run, rows_file
+from rrn.common.core import write_json
+from rrn.experiments.workflow import read_settings, done_stamp
 
 REPO = Path(__file__).resolve().parents[1]
 TINY = dict(datasets='shapes-unc', more_seeds='', image_size=64, D_Q=8, D_I=8, D_S=8, embed_dim=8)
@@ -81,7 +83,7 @@ def run(target, **settings):
 
 def wanted_jobs(matrix):
     cells = matrix.cells()
-    return {f'train_{c.run}' for c in cells} | {f'evaluate_{c.run}' for c in cells if outputs(matrix, c, 'evaluate')}
+    return {f'train_{c.run}' for c in cells} | {f'evaluate_{c.run}' for c in cells if count_files(matrix, c, 'evaluate')}
 
 
 @pytest.mark.parametrize('settings, extra', [
@@ -120,8 +122,8 @@ def pretend(files):
 
 
 def published_rows(cell):
-    run = Run(published_folder()/cell.run)
-    return [str(rows_file(run, k).relative_to(Path.cwd())) for k in keys(cell)]
+    run = published_run(cell.run, 'embedded')
+    return [str(rows_file(run, k).relative_to(Path.cwd())) for k in result_keys(cell)]
 
 
 def pretend_clone(counts_last=False):
@@ -132,7 +134,7 @@ def pretend_clone(counts_last=False):
     drawn = [f'reports/figures/figure{n}.{e}' for n in range(1, 6) for e in ('png', 'pdf')] + ['reports/figures/figures.json']
     pretend(drawn + made + counts if counts_last else counts + made + drawn)
     record = dict(training_seconds=60., code='old', device='a processor')
-    for c in matrix.cells(): write_json(published_folder()/c.run/'config.json', record)
+    for c in matrix.cells(): write_json(published_run(c.run, 'embedded').folder/'config.json', record)
     Path('reports/figures/figures.json').write_text(json.dumps(dict(runs=[c.run for c in matrix.cells()][:5])))
     return matrix
 
@@ -174,7 +176,7 @@ def test_it_says_first_what_is_there_and_what_it_would_cost(checkout, monkeypatc
     "`-n` in a fresh clone said 'Nothing to be done'; `matrix=paper` began weeks of work without a word."
     pretend_clone()
     known = lambda c, device, limit, remembered: Rate(.5, 20, step_operations(c, remembered), 'a processor')
-    monkeypatch.setattr('rrn.workflow.rate', known)
+    monkeypatch.setattr('rrn.experiments.workflow.rate', known)
     said = ask('reports', '-n', estimate=True)[1]
     for part in ('50 runs on embedded scenes', '50 published in reports/runs, 0 made here in runs, 0 missing',
                  'nothing has to be trained', 'fresh=true (it took 50 minutes on a processor)',
@@ -258,7 +260,7 @@ def test_weights_survive_a_job_that_fails(checkout, monkeypatch):
     writes = "pathlib.Path(f'runs/{sys.argv[4]}/model.safetensors').write_text('weights'); sys.exit(1)"
     monkeypatch.setattr(sys, 'executable', recorder(checkout, writes))
     cell = given_matrix(iterations=30).cell('row5', 'shapes-unc')
-    status, said = ask(stamp(given_matrix(), cell.run, 'train'), iterations=30)
+    status, said = ask(done_stamp(given_matrix(), cell.run, 'train'), iterations=30)
     assert status == 1 and Path(f'runs/{cell.run}/model.safetensors').read_text() == 'weights'
     assert not Path(f'runs/{cell.run}/train.done').exists()
 
@@ -283,7 +285,7 @@ def test_made_once_made_beside_and_made_in_spite_of_a_kill(tmp_path, scenes, mon
     cell, other = (given_matrix(**settings).cell('row12', 'shapes-unc') for settings in (few, many))
     done = lambda cell, step: f'elsewhere/{cell.run}/{step}.done'
     run(done(cell, 'evaluate'), **few)
-    made = [Path(f) for f in [weights_file(given_matrix(**few), cell), *outputs(given_matrix(**few), cell)]]
+    made = [Path(f) for f in [weights_file(given_matrix(**few), cell), *count_files(given_matrix(**few), cell)]]
     assert len(made) == 7 and all(f.stat().st_size > 0 for f in made) and made[0].parts[0] == 'elsewhere'
     assert {'train.ipynb', 'evaluate.ipynb', 'train.log', 'evaluate.log', 'config.json'} <= {f.name for f in made[0].parent.iterdir()}
     before = {f: f.read_bytes() for f in made}
@@ -341,7 +343,7 @@ def test_on_a_machine_with_gpus_the_workflow_starts_no_more_runs_than_fit(checko
 
 def test_scenes_are_drawn_once_and_only_where_no_data_is_given(checkout, monkeypatch):
     drawn = []
-    monkeypatch.setattr('rrn.matrix.ensure', drawn.append)
+    monkeypatch.setattr('rrn.experiments.matrix.ensure', drawn.append)
     for settings in dict(), dict(data_root='/nowhere'), dict(matrix='paper'):
         matrix = given_matrix(**settings)
         draw_scenes(matrix, matrix.cells()[0])
@@ -369,7 +371,7 @@ def test_slurm(checkout, scenes):
     profile = ['--workflow-profile', 'profiles/slurm', '--latency-wait', '5', '--slurm-status-command', 'squeue']
     profile += ['--slurm-init-seconds-before-status-checks', '20']
     profile += ['--default-resources', 'runtime=10', 'mem_mb=2000', 'cpus_per_task=1']
-    command = [sys.executable, '-m', 'snakemake', stamp(matrix, cell.run, 'train'), *profile, *given(settings)]
+    command = [sys.executable, '-m', 'snakemake', done_stamp(matrix, cell.run, 'train'), *profile, *given(settings)]
     done = subprocess.run(command, env=os.environ | dict(PYTHONPATH=str(REPO)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(weights_file(matrix, cell)).exists() and 'SLURM jobid' in done.stderr
