@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'summary_of', 'show_commands', 'main', 'command_of']
 
-# %% ../nbs/5_doors/cli.ipynb #23e9165d
+# %% ../nbs/5_doors/cli.ipynb #1e329b07
 import ast, importlib.util, sys
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,8 @@ COMMANDS = dict(
     download='rrn.data.download:main',
     doctor='rrn.data.doctor:main',
     convert='rrn.data.convert:main',
+    score='rrn.experiments.score:main',
+    leaks='rrn.experiments.leaks:main',
     benchmark='rrn.experiments.benchmark:main',
     publish='rrn.experiments.report:main',
     beside='rrn.experiments.beside:main',

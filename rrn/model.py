@@ -49,8 +49,8 @@ class Config:
     word_forget_bias: float = 0.     # added to the word LSTM's forget gate
     pyramid: str = 'C5,C4,C3'        # maps that refine, in their order, of C1 to C5; '': no refinement
     update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm, or another one's import path, 'module:Class'
-    activation: str = 'tanh'
-    normalise: str = ''              # layer norm: '', 'update' (plain, rnn), 'gates' or 'gates,cell' (lstm); the text has none
+    activation: str = 'tanh'         # of the update function: 'tanh' or 'relu'
+    normalise: str = ''              # layer norm: '', 'update' (plain, rnn), 'gates' or 'gates,cell' (lstm); in no text
     peepholes: bool = False          # whether the LSTM's gates see its cell; the text has none
     forget_bias: float = 0.          # added to the LSTM's forget gate in the beginning
     kernel: int = 1                  # of the update function; the text does not say, the program has 1

@@ -39,7 +39,9 @@ def _channels_last(image): return image.transpose(1, 2, 0) if image.ndim == 3 el
 def _opened(image):
     "A PIL image as RGB, as one sees it."
     checked_size(*image.size[::-1], "the picture")
-    try: return as_rgb(np.asarray(upright_of(image))) if image.mode in ('I', 'F') else rgb_of(upright_of(image))
+    try:
+        upright = upright_of(image)
+        return as_rgb(np.asarray(upright)) if image.mode in ('I', 'F') else rgb_of(upright)
     except RRNError: raise
     except Exception as e: raise RRNError(f"the picture cannot be decoded ({e}).") from e     # damage has many forms
 
@@ -47,8 +49,9 @@ def _as_bytes(image):
     "Numbers as uint8; `RRNError` when they are out of range."
     if image.dtype == bool: return image * np.uint8(255)
     top = 1 if image.dtype.kind == 'f' else 255
-    if not np.isfinite(image).all() or image.min() < 0 or image.max() > top:
-        raise RRNError(f"a picture of {image.dtype} should have values from 0 to {top}, not {image.min():g} to {image.max():g}.")
+    low, high = image.min(), image.max()
+    if not np.isfinite(image).all() or low < 0 or high > top:
+        raise RRNError(f"a picture of {image.dtype} should have values from 0 to {top}, not {low:g} to {high:g}.")
     return np.rint(image * 255).astype(np.uint8) if top == 1 else image.astype(np.uint8)
 
 # %% ../nbs/1_paper/13_predict.ipynb #b1de38a7
@@ -85,9 +88,10 @@ class Predictor:
     def set_image(self, image):
         "Run the CNN on a picture (path, PIL image, array (H, W, 3) or tensor (3, H, W))."
         c, rgb = self.model.config, as_rgb(image)
-        size = (c.image_size, c.image_size)
+        size = c.image_size, c.image_size
         self.placement = fit(*rgb.shape[:2], size)
-        with autocast(self.device, c.precision): self.maps = self.model.features(image_tensor(rgb, size, c.protocol).to(self.device))
+        images = image_tensor(rgb, size, c.protocol).to(self.device)                              # (1, 3, H, W)
+        with autocast(self.device, c.precision): self.maps = self.model.features(images)
         return self
 
     @property
@@ -98,18 +102,23 @@ class Predictor:
         """A `Prediction` for a sentence, or a list of them for a list. Raises `RRNError` without a picture or words;
         warns, once of each, of words that the model has never seen."""
         if self.maps is None: raise RRNError('there is no picture yet: call set_image first.')
-        said = [sentence] if isinstance(sentence, str) else list(sentence)
-        if not said: return []
-        unknown = [tuple(self.vocabulary.unknown(s)) for s in said]
+        sentences = [sentence] if isinstance(sentence, str) else list(sentence)
+        if not sentences: return []
+        unknown = [tuple(self.vocabulary.unknown(s)) for s in sentences]
         self._warn(unknown)
-        c = self.model.config
-        words = self.vocabulary.encode_batch(said, c.max_words).to(self.device)
-        with autocast(self.device, c.precision): logits = self.model.head(self.maps, words, torch.zeros(len(said), dtype=torch.long, device=self.device))
-        p = upsample_probability(logits.float(), self.placement.size, c.upsample, c.mapping)[:, 0]       # (S, H, W)
-        masks = mask_out(p, self.placement, c.protocol, self.threshold)                                  # (S, height, width), as they are scored
-        p = unplace(p, self.placement).cpu().numpy()                                                     # (S, height, width)
-        found = [Prediction(m, q, s, unseen) for m, q, s, unseen in zip(masks, p, said, unknown)]
+        c, p = self.model.config, self.probabilities(sentences)
+        masks = mask_out(p, self.placement, c.protocol, self.threshold)                # (S, height, width), as scored
+        maps = unplace(p, self.placement).cpu().numpy()                                # (S, height, width)
+        found = [Prediction(*parts) for parts in zip(masks, maps, sentences, unknown)]
         return found[0] if isinstance(sentence, str) else found
+
+    def probabilities(self, sentences):
+        "What the model answers at its own resolution: (S, H, W) float32 in 0..1."
+        c = self.model.config
+        words = self.vocabulary.encode_batch(sentences, c.max_words).to(self.device)              # (S, T)
+        with autocast(self.device, c.precision):
+            logits = self.model.head(self.maps, words, words.new_zeros(len(words)))               # (S, 1, h, w)
+        return upsample_probability(logits.float(), self.placement.size, c.upsample, c.mapping)[:, 0]
 
     def _warn(self, unknown):
         "One warning that names the words of `unknown` that no warning has named yet."
@@ -121,7 +130,9 @@ class Predictor:
 
 # %% ../nbs/1_paper/13_predict.ipynb #d84a3aba
 def case_pictures(predictor:Predictor, sample, case) -> list:
-    "Truth and prediction of an evaluation row (from `rrn.evaluate.cases`) as two titled pictures."
+    "Truth and prediction of an evaluation row (from `rrn.evaluate.telling_rows`) as two titled pictures."
     image = read_image(sample.image)
-    with warnings.catch_warnings(action='ignore', category=UserWarning): found = predictor.set_image(image).predict(sample.sentence)     # on words never seen
-    return [(f'"{sample.sentence}"', overlay(image, sample.mask.decode())), (f'{case.case}: IoU {100 * case.iou:.0f}', overlay(image, found.mask))]
+    with warnings.catch_warnings(action='ignore', category=UserWarning):          # on words never seen
+        found = predictor.set_image(image).predict(sample.sentence)
+    return [(f'"{sample.sentence}"', overlay(image, sample.mask.decode())),
+            (f'{case.case}: IoU {100 * case.iou:.0f}', overlay(image, found.mask))]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOG', 'learning_rate', 'make_optimiser', 'convolution_weights', 'read_log', 'Log', 'batch_loss', 'Engine',
-           'update_step', 'trained_weights', 'gradients', 'team_gradients', 'make_engine', 'check_finite', 'Plan',
-           'Reporter', 'sentences_read', 'train']
+           'trained_weights', 'gradients', 'update_step', 'team_gradients', 'make_engine', 'check_finite', 'Plan',
+           'Reporter', 'sentences_read', 'validated', 'train']
 
 # %% ../nbs/1_paper/12_train.ipynb #95ee4d36
 import math, time
@@ -36,8 +36,9 @@ def make_optimiser(model:RRN):
     c = model.config
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if c.adam == 'tensorflow':
-        bias = lambda wanted: [p for n, p in named if ('bias' in n and 'lstm' not in n) == wanted]
-        return AdamTF([dict(params=bias(False)), dict(params=bias(True), grad_scale=c.bias_grad_scale)], lr=c.lr)
+        biases = [p for n, p in named if 'bias' in n and 'lstm' not in n]
+        others = [p for n, p in named if 'bias' not in n or 'lstm' in n]
+        return AdamTF([dict(params=others), dict(params=biases, grad_scale=c.bias_grad_scale)], lr=c.lr)
     decay = c.weight_decay if c.decay == 'decoupled' else 0.
     return torch.optim.AdamW([p for _, p in named], c.lr, weight_decay=decay, fused=True)
 
@@ -52,7 +53,9 @@ def read_log(run) -> pd.DataFrame:
     "The run's log, one row per report; `RRNError` if the file holds something else."
     if not run.log.exists(): return pd.DataFrame(columns=LOG)
     try: return pd.read_csv(run.log)[LOG].astype(float).astype({'step': int})
-    except (ValueError, KeyError, OSError) as e: raise RRNError(f"log {run.log} is none of a training ({e}). Move it away, or train again with resume=False.") from e
+    except (ValueError, KeyError, OSError) as e:
+        raise RRNError(f"log {run.log} is none of a training ({e}). "
+                       "Move it away, or train again with resume=False.") from e
 
 class Log:
     "Appends rows to log.csv and to TensorBoard; goes on after `step`. Only the leader of a team writes."
@@ -61,18 +64,21 @@ class Log:
         kept = read_log(run)
         rows = kept[kept.step <= step].to_dict('records')
         self.rows, self.path = [{k: v for k, v in row.items() if pd.notna(v)} for row in rows], run.log
-        with writing(self.path): self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1) if team.leads else None
+        with writing(self.path):
+            self.board = SummaryWriter(run.folder/'tensorboard', purge_step=step + 1) if team.leads else None
 
     def add(self, **row):
         "One report; values that are left out stay blank."
         self.rows.append(row)
+        if not self.board: return
         with writing(self.path):
-            for k, v in row.items() if self.board else ():
+            for k, v in row.items():
                 if k != 'step': self.board.add_scalar(k.replace('val_', 'val/'), v, row['step'])
 
     def write(self):
         "Write the log, whole."
-        with whole_file(self.path) as f: pd.DataFrame(self.rows, columns=LOG).to_csv(f, index=False, float_format='%.6g')
+        table = pd.DataFrame(self.rows, columns=LOG)
+        with whole_file(self.path) as f: table.to_csv(f, index=False, float_format='%.6g')
         with writing(self.path): self.board.flush()
 
     def seconds(self):
@@ -93,6 +99,20 @@ class Engine:
     loss: object = batch_loss     # or a compiled form of it
     team: Team = Team()           # the processes that take part
 
+def trained_weights(model) -> list:
+    "The parameters that training changes."
+    return [p for p in model.parameters() if p.requires_grad]
+
+def gradients(model:RRN, batch, engine:Engine, times=1):
+    "Leave in `.grad` the gradient of a batch's loss, `times` over; the loss."
+    c = model.config
+    with autocast(batch.words.device, c.precision):
+        maps = engine.features(batch) if engine.features else model.features(batch.images)
+    loss = engine.loss(model, maps, batch.words, batch.image_of, batch.masks)
+    total = loss + l2_penalty(convolution_weights(model), c.weight_decay) if c.decay == 'l2' else loss
+    (total * times if times != 1 else total).backward()
+    return loss.detach().clone()                               # a CUDA graph will write its next loss to the same place
+
 def update_step(model:RRN, optimiser, batch, step:int, engine:Engine=Engine()):
     "One optimisation step on a batch: (loss, norm of the gradient), as tensors on the device."
     c = model.config
@@ -102,17 +122,6 @@ def update_step(model:RRN, optimiser, batch, step:int, engine:Engine=Engine()):
     norm = torch.nn.utils.clip_grad_norm_(trained_weights(model), c.clip or math.inf)
     optimiser.step()
     return loss, norm.detach()
-
-def trained_weights(model): return [p for p in model.parameters() if p.requires_grad]
-
-def gradients(model:RRN, batch, engine:Engine, times=1):
-    "Leave in `.grad` the gradient of a batch's loss, `times` over; the loss."
-    c = model.config
-    with autocast(batch.words.device, c.precision): maps = engine.features(batch) if engine.features else model.features(batch.images)
-    loss = engine.loss(model, maps, batch.words, batch.image_of, batch.masks)
-    total = loss + l2_penalty(convolution_weights(model), c.weight_decay) if c.decay == 'l2' else loss
-    (total * times if times != 1 else total).backward()
-    return loss.detach().clone()                               # a CUDA graph will write its next loss to the same place
 
 # %% ../nbs/1_paper/12_train.ipynb #d3d8d1e8
 def team_gradients(model:RRN, batch, engine:Engine):
@@ -140,10 +149,11 @@ def make_engine(model:RRN, cache=None, team=Team(), compiled=False) -> Engine:
 def check_finite(values, steps, order, what='loss'):
     "`RRNError` naming the batch if one of `values` (of `steps`) is not finite."
     for step, value in zip(steps, values):
-        if not math.isfinite(value):
-            samples = [s for part in order[step] for s in part]
-            raise RRNError(f"the {what} is {value} at step {step} (images {', '.join(str(Path(s.image).name) for s in samples[:4])}; "
-                           f"\"{samples[0].sentence}\"). The last good checkpoint is kept. Lower lr, set clip, or look at this batch.")
+        if math.isfinite(value): continue
+        samples = [s for part in order[step] for s in part]
+        images = ', '.join(Path(s.image).name for s in samples[:4])
+        raise RRNError(f"the {what} is {value} at step {step} (images {images}; \"{samples[0].sentence}\"). "
+                       "The last good checkpoint is kept. Lower lr, set clip, or look at this batch.")
 
 # %% ../nbs/1_paper/12_train.ipynb #643a7704
 @dataclass
@@ -160,7 +170,7 @@ class Plan:
     stop_after: int = 0          # stop at this step, resumably; 0: at the end
 
 class Reporter:
-    "Gathers what update steps return and turns it into rows of the log, so that the device is asked for numbers rarely."
+    "Gathers what update steps return and turns it into rows of the log; the device is asked for numbers rarely."
     def __init__(self, log:Log, order, c:Config):
         self.log, self.order, self.c, self.steps = log, order, c, []
         self.clock = time.perf_counter() - log.seconds()
@@ -170,21 +180,29 @@ class Reporter:
     def seconds(self): return time.perf_counter() - self.clock
 
     def report(self, done, bar):
-        "Log the mean over the steps since the last report; `RRNError` if a loss among them is not finite."
+        "Log the mean over the steps since the last report; `RRNError` if a loss or gradient among them is not finite."
         if not self.steps: return
-        steps, losses, norms, sentences = zip(*self.steps); self.steps = []
-        losses = torch.stack(losses).tolist()
+        steps, losses, norms, sentences = zip(*self.steps)
+        self.steps = []
+        losses, norms = torch.stack(losses).tolist(), torch.stack(norms)
         check_finite(losses, steps, self.order)
-        check_finite(torch.stack(norms).tolist(), steps, self.order, 'norm of the gradient')      # the weights are lost, and not worth a checkpoint
-        row = dict(loss=float(np.mean(losses)), lr=learning_rate(done - 1, self.c), grad_norm=torch.stack(norms).mean().item())
+        check_finite(norms.tolist(), steps, self.order, 'norm of the gradient')     # then the weights are lost
+        row = dict(loss=float(np.mean(losses)), lr=learning_rate(done - 1, self.c), grad_norm=norms.mean().item())
         self.log.add(step=done, **row, sentences=sum(sentences), seconds=self.seconds())
-        bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", sentences_per_s=round(sum(r.get('sentences', 0) for r in self.log.rows) / self.seconds()))
+        rate = sum(r.get('sentences', 0) for r in self.log.rows) / self.seconds()
+        bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", sentences_per_s=round(rate))
 
 # %% ../nbs/1_paper/12_train.ipynb #809a1854
 def sentences_read(batch, parts, reader:Reader, team:Team) -> int:
-    "How many sentences of a step's `parts` the whole team has read: none if all its pictures were skipped, and then nobody makes a step."
+    "How many sentences of a step's `parts` the whole team has read; 0 if all pictures were skipped, and so is the step."
     if team.size == 1: return len(batch.samples)
     return sum(map(len, parts)) if reader.on_corrupt == 'stop' else sum(team.collect([len(batch.samples)]))
+
+def validated(model:RRN, validate) -> dict:
+    "What `validate` finds, as columns of the log; the model trains on afterwards."
+    found = validate(model.eval())
+    model.train()
+    return dict(val_overall_iou=found['overall_iou'], val_mean_iou=found['mean_iou'])
 
 # %% ../nbs/1_paper/12_train.ipynb #ff09bf4b
 @workers_alive
@@ -196,28 +214,31 @@ def train(model:RRN,
           validate=None          # function of the model returning {'overall_iou', 'mean_iou'}
          ) -> pd.DataFrame:
     "Train from the run's last checkpoint, or from the start, to the configured number of iterations; the log."
-    c, device, team = model.config, next(model.parameters()).device, this_team()
-    optimiser = make_optimiser(model)
+    c, device, team, optimiser = model.config, next(model.parameters()).device, this_team(), make_optimiser(model)
     start, end = resume_from(run.checkpoints, model, optimiser), plan.stop_after or c.iterations
     if start > end: raise RRNError(f"run {run.name} is at step {start} already, beyond {end}.")
     team.wait()                                                # nobody writes before all have read
-    log = Log(run, start, team); reporter = Reporter(log, order, c)
-    batches = loader(Batches(reader, order, mirror=c.mirror, team=team), range(start, end), plan.workers, pin=device.type == 'cuda')
-    bar = progress_bar(batches, 'training', c.iterations, team.leads, initial=start)
+    log = Log(run, start, team)
+    reporter = Reporter(log, order, c)
+    batches = Batches(reader, order, mirror=c.mirror, team=team)
+    loaded = loader(batches, range(start, end), plan.workers, pin=device.type == 'cuda')
+    bar = progress_bar(loaded, 'training', c.iterations, team.leads, initial=start)
     cache = feature_cache(model, len(order.groups), plan.remember, plan.feature_cache, plan.cache_dtype)
     engine = make_engine(model, cache, team, plan.compile)
     model.train()
     for done, batch in enumerate(bar, start + 1):
         for message in batch.skipped: bar.write(f'skipped: {message}')
-        sentences = sentences_read(batch, order[done - 1], reader, team)
-        if sentences: reporter.add(done - 1, *update_step(model, optimiser, batch.to(device), done - 1, engine), sentences)
-        last, saving = done == end, done % plan.save_every == 0 or done == end
+        step, sentences = done - 1, sentences_read(batch, order[done - 1], reader, team)
+        if sentences: reporter.add(step, *update_step(model, optimiser, batch.to(device), step, engine), sentences)
+        saving = done % plan.save_every == 0 or done == end
         if done % plan.log_every == 0 or saving: reporter.report(done, bar)
-        if validate and (done % plan.validate_every == 0 or last):
-            found = validate(model.eval()); model.train()
-            log.add(step=done, val_overall_iou=found['overall_iou'], val_mean_iou=found['mean_iou'], seconds=reporter.seconds())
-        if saving and team.leads: log.write(); save_checkpoint(run.checkpoints, done, model, optimiser)
-    model.eval(); team.wait()
+        if validate and (done % plan.validate_every == 0 or done == end):
+            log.add(step=done, **validated(model, validate), seconds=reporter.seconds())
+        if saving and team.leads:
+            log.write()
+            save_checkpoint(run.checkpoints, done, model, optimiser)
+    model.eval()
+    team.wait()
     return read_log(run)
 
 # %% ../nbs/1_paper/12_train.ipynb #56aa9599

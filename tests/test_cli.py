@@ -118,7 +118,7 @@ def test_a_machine_without_tyro_takes_settings(told, monkeypatch, capsys):
     (['train', 'lr'], 'name=value'), (['train', '-p', 'lr'], 'name=value'), (['train', '--lr', 'fast'], '--lr'),
     (['train', 'iterations=1.5'], '--iterations'), (['train', '--lr'], '--lr'), (['train', 'resume=7'], 'should be bool'),
     (['evaluate', 'split=val'], "Did you mean 'splits'"), (['doctor'], 'DATASET'), (['doctor', 'unc', 'data', 'more'], 'more'),
-    (['download', 'unc'], 'one folder'), (['predict', 'a.jpg'], 'what to find'), (['trian'], "Did you mean 'train'"), (['--run'], 'Allowed: train')])
+    (['download', 'unc'], 'one folder'), (['score', '--dataset', 'unc'], 'predictions'), (['score', 'x', '--dataset', 'unc', '--kind', 'masc'], 'probability'), (['predict', 'a.jpg'], 'what to find'), (['trian'], "Did you mean 'train'"), (['--run'], 'Allowed: train')])
 def test_wrong_words_are_answered_in_a_line(words, said, capsys):
     status, out, err = ends(words, capsys)
     assert status == 2 and not out and err.startswith('error: ') and err.count('\n') == 1 and said in err
@@ -127,7 +127,7 @@ def test_wrong_words_are_answered_in_a_line(words, said, capsys):
 @pytest.mark.parametrize('words, said', [
     (['train', 'dataset=unk'], "Did you mean 'unc'"), (['train', '--update', 'lsmt'], "Did you mean 'lstm'"), (['doctor', 'umc'], "Did you mean 'unc'"),
     (['evaluate', '--run', 'nobody', '--folder', '/nowhere'], 'no finished run'), (['matrix', 'trian'], "Did you mean 'train'"),
-    (['publish', '.'], 'cannot be the name of a run')])
+    (['leaks', '--data_root', '/nowhere'], 'none of unc'), (['publish', '.'], 'cannot be the name of a run')])
 def test_what_cannot_be_done_is_status_1(words, said, capsys):
     status, out, err = ends(words, capsys)
     assert status == 1 and not out and err.startswith('error: ') and err.count('\n') == 1 and said in err

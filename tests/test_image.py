@@ -5,7 +5,7 @@ import pytest
 import torch
 from rrn.common.core import RRNError
 from rrn.image import (BGR_MEAN, bilinear_tf, coordinates, fit, image_in, image_released, mask_in, mask_out,
-                       net_input_released, place_image, place_mask, PROTOCOLS, released_prediction_back,
+                       net_input_released, place_image, place_mask, RESAMPLINGS, released_prediction_back,
                        resize_and_crop_released, resize_and_pad_released, resize_released, train_mask_released, unplace)
 
 HERE = Path(__file__).parent
@@ -258,7 +258,7 @@ def test_released_input():
 def test_protocols_by_name():
     p = fit(127, 190, (64, 64))
     prob = torch.from_numpy(place_mask(DISC, p)).float() * 0.9
-    for protocol in PROTOCOLS:
+    for protocol in RESAMPLINGS:
         m, b = mask_in(DISC, (64, 64), protocol), mask_out(prob, p, protocol)
         assert m.dtype == b.dtype == bool and b.shape == DISC.shape
     assert not np.array_equal(image_in(STRIPES, (48, 64), 'rrn'), image_in(STRIPES, (48, 64), 'released'))

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from rrn.common.core import seed_everything
 from rrn.batches import evaluation_order, group_by_image, read_batch, Reader, TrainingOrder
 from rrn.evaluate import evaluate, summary
-from rrn.image import (bilinear_tf, fit, image_in, mask_in, mask_out, place_image, place_mask, PROTOCOLS,
+from rrn.image import (bilinear_tf, fit, image_in, mask_in, mask_out, place_image, place_mask, RESAMPLINGS,
                        resize_released, unplace)
 from rrn.loss import segmentation_loss
 from rrn.metrics import intersection_union, METRICS, sample_iou, score, SegmentationMetrics, THRESHOLDS
@@ -85,7 +85,7 @@ sizes = st.tuples(sides, sides)
 
 
 @quick
-@given(sizes, sizes, st.integers(0, 255), st.sampled_from(PROTOCOLS))
+@given(sizes, sizes, st.integers(0, 255), st.sampled_from(RESAMPLINGS))
 def test_a_constant_stays_constant(hw, size, value, protocol):
     where = fit(*hw, size)
     placed = image_in(np.full((*hw, 3), value, np.uint8), size, protocol)
@@ -97,7 +97,7 @@ def test_a_constant_stays_constant(hw, size, value, protocol):
 
 
 @quick
-@given(sizes, sizes, st.sampled_from(PROTOCOLS))
+@given(sizes, sizes, st.sampled_from(RESAMPLINGS))
 def test_a_mask_of_ones_becomes_the_rectangle(hw, size, protocol):
     where = fit(*hw, size)
     rectangle = np.zeros(size, bool); rectangle[where.box] = True
@@ -112,7 +112,7 @@ def test_a_mask_of_ones_becomes_the_rectangle(hw, size, protocol):
 def test_the_same_size_is_the_same_picture(image, data):
     where = fit(*image.shape[:2], image.shape[:2])
     mask = data.draw(hnp.arrays(bool, image.shape[:2]))
-    for protocol in PROTOCOLS:
+    for protocol in RESAMPLINGS:
         assert np.array_equal(image_in(image, image.shape[:2], protocol), image)
         assert np.array_equal(mask_in(mask, mask.shape, protocol), mask)
         assert np.array_equal(mask_out(torch.from_numpy(mask).float(), where, protocol), mask)

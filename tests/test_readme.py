@@ -2,6 +2,7 @@
 import re
 from pathlib import Path
 import nbformat
+import pytest
 from rrn.common.core import read_json
 from rrn.experiments.benchmark import speed_text
 from rrn.experiments.claims import claims_summary, findings
@@ -76,14 +77,28 @@ def test_no_paths_of_a_machine():
             for place in ('/root/', '/work/', '/home/', 'site-packages'): assert place not in text, (path, place)
 
 
-def test_outputs_show_no_place_of_a_machine_and_no_progress():
+def outputs(path):
+    "What the cells of a notebook show, and as text."
+    shown = [output for cell in nbformat.read(path, 4).cells for output in cell.get('outputs', [])]
+    said = lambda o: o.get('text', '') + ''.join(str(v) for k, v in o.get('data', {}).items() if k.startswith('text/'))
+    return [(output, said(output)) for output in shown]
+
+
+@pytest.mark.parametrize('path', sorted(REPO.glob('nbs/**/*.ipynb')), ids=lambda path: path.stem)
+def test_outputs_show_no_place_of_a_machine_and_no_progress(path):
     "Temporary folders and bars are no result."
-    for path in REPO.glob('nbs/**/*.ipynb'):
-        for cell in nbformat.read(path, 4).cells:
-            for output in cell.get('outputs', []):
-                assert output.output_type != 'error' and output.get('name') != 'stderr', path
-                said = output.get('text', '') + ''.join(str(v) for k, v in output.get('data', {}).items() if k.startswith('text/'))
-                for place in ('/tmp/', '%|'): assert place not in said, (path, said[:300])
+    for output, said in outputs(path):
+        assert output.output_type != 'error'
+        assert not re.search(r'/(tmp|root|home|work)/|\d%\|', said), said[:300]
+
+
+@pytest.mark.parametrize('path', sorted(REPO.glob('nbs/*.ipynb')), ids=lambda path: path.stem)
+def test_drivers_are_committed_with_a_real_run(path):
+    shown = outputs(path)
+    assert shown and not [o for o, _ in shown if o.get('name') == 'stderr'], 'python tools/keep_outputs.py'
+    assert path.stat().st_size < 600_000
+    without_picture = ('data', 'deviations', 'tables')
+    assert path.stem in without_picture or any('image/png' in o.get('data', {}) for o, _ in shown)
 
 
 SCENES = {'train': 6, 'val': 2, 'testA': 1, 'testB': 1}

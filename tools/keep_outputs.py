@@ -3,13 +3,14 @@
 
     papermill nbs/train.ipynb out.ipynb && python tools/keep_outputs.py out.ipynb nbs/train.ipynb
 
-Progress bars and what goes to stderr are left out, and pictures get a palette, which makes them a third as large. A notebook whose
-cells are other ones than those that were executed, or whose outputs name a place of this machine, is refused.
+Progress bars and what goes to stderr are left out, and pictures get a palette, which makes them a third as large. A notebook is
+refused if its cells are not those that were executed, or if an output names a place of this machine.
 """
 import argparse, base64, io, json, re, sys
 from pathlib import Path
 from PIL import Image
 
+TEMPORARY = re.compile(r'/tmp/tmp\w+/')                        # another one with every run
 PLACES = re.compile(r'/(tmp|root|home|work|Users|var)/')      # where files lie on somebody's machine
 BAR = re.compile(r'^[^\n]*\d+%[^\n]*[|█][^\n]*$')             # a progress bar as text
 
@@ -34,14 +35,25 @@ def smaller(png:str) -> str:
     return base64.b64encode(out.getvalue()).decode() + '\n'
 
 
+def without_places(text):
+    "Text, or its lines, without the names of temporary folders; the program ends if it names another place."
+    if isinstance(text, list):
+        return [without_places(line) for line in text]
+    found = TEMPORARY.sub('', text)
+    if PLACES.search(found):
+        sys.exit(f'error: an output names a place of this machine: {found[:200]}')
+    return found
+
+
 def tidy(output) -> dict:
     "An output as it is committed."
-    data = {kind: smaller(value) if kind == 'image/png' else value for kind, value in output.get('data', {}).items()}
-    said = json.dumps({k: v for k, v in data.items() if not k.startswith('image/')}) + json.dumps(output.get('text', ''))
-    if PLACES.search(said):
-        sys.exit(f'error: an output names a place of this machine: {said[:200]}')
-    extra = dict(data=data, metadata={}) if data else {}
-    return {k: v for k, v in output.items() if k not in ('data', 'metadata', 'execution_count')} | extra
+    extra = {}
+    if 'text' in output:
+        extra['text'] = without_places(output['text'])
+    if 'data' in output:
+        shown = {kind: smaller(v) if kind == 'image/png' else without_places(v) for kind, v in output['data'].items()}
+        extra |= dict(data=shown, metadata={})
+    return {k: v for k, v in output.items() if k not in ('data', 'text', 'metadata', 'execution_count')} | extra
 
 
 def keep(executed:dict, committed:dict):

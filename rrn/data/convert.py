@@ -6,7 +6,7 @@
 __all__ = ['LEAST_GAP', 'LEAST_RATIO', 'SMALLEST', 'View', 'Object', 'views_of', 'clear_first', 'clearly_at_side',
            'clearly_of_size', 'alone_in_relation', 'referents_in_view', 'referent', 'class_words', 'objects_of',
            'speakable', 'phrases_for', 'wordings', 'sentences_for', 'Expression', 'generate', 'expression_of',
-           'sentence_rows', 'table_rows', 'read_sentences', 'split_images', 'split_sizes', 'given_splits',
+           'expression_rows', 'table_rows', 'read_sentences', 'split_images', 'split_sizes', 'given_splits',
            'own_picture', 'new_name', 'unique_ids', 'renamed_pictures', 'read_annotations', 'described_objects',
            'place_picture', 'drop_undescribed', 'dump_json', 'write_set', 'given_or_generated', 'open_own',
            'check_set_name', 'check_names', 'convert', 'main']
@@ -190,7 +190,7 @@ def expression_of(row:dict, where:str) -> Expression:
         raise RRNError(f"{where} has a split {repr(split)[:80]}; expected a word such as train.")
     return Expression(int(id), ' '.join(sentence.split()), split.strip())
 
-def sentence_rows(path:Path) -> list:
+def expression_rows(path:Path) -> list:
     "The rows of a .csv or .json file, not yet looked at."
     if path.suffix.lower() == '.json': return read_json(path, 'sentences')
     if not path.is_file(): raise RRNError(f"Sentences {path} are missing.")
@@ -350,6 +350,7 @@ def write_set(root:Path, data:dict, files:dict, entries:list, record:dict, link:
     dump_json(root/record['name']/'instances.json', data)
     with whole_file(root/record['name']/f"refs({record['by']}).p", 'wb') as f: pickle.dump(entries, f, protocol=2)
     write_json(root/'convert.json', record)
+    read_refer(root, record['name'], record['by'])                    # what cannot be read back is not left behind
 
 def given_or_generated(data:dict, given, seed:int, most:int, smallest:float, progress:bool) -> list:
     "The expressions given, checked to be about annotated objects, or generated ones."
@@ -396,7 +397,7 @@ def convert(instances,                  # COCO-format annotations, .json
             name:str='own',             # of the new set, for records of runs; it is opened as 'own' all the same
             layout:str='refcocog',      # folder in the layout
             by:str='umd',               # who split it, in the layout's words
-            fractions:tuple[float, float, float]=(.8, .1, .1),     # train, val, test, of the pictures; not used if the sentences have a split
+            fractions:tuple[float, float, float]=(.8, .1, .1),     # train, val, test, unless sentences have a split
             seed:int=0,                 # of splits and made sentences
             keep_names:bool=False,      # keep file names instead of giving COCO's
             link:bool=False,            # hard-link pictures instead of copying them
@@ -411,15 +412,14 @@ def convert(instances,                  # COCO-format annotations, .json
     data, files = read_annotations(instances, images, keep_names, {e.annotation for e in given} if given else None)
     expressions = given_or_generated(data, given, seed, most, smallest, progress)
     data, files = drop_undescribed(data, files, expressions)
-    has_split = bool(expressions[0].split)
-    split_of = given_splits(expressions, data) if has_split else split_images(files, fractions, seed)
+    split_of = given_splits(expressions, data) if expressions[0].split else split_images(files, fractions, seed)
     record = dict(dataset=name, name=layout, by=by, instances=Path(instances).name,
                   sentences=Path(sentences).name if sentences else 'made from the annotations', seed=seed,
-                  fractions=None if has_split else list(fractions), images=len(files), written=len(expressions))
+                  fractions=None if expressions[0].split else list(fractions), images=len(files),
+                  written=len(expressions))
     entries = ref_entries(described_objects(expressions, data, split_of))
     with new_folder(out) as root:
         write_set(root, data, files, entries, record, link, progress)
-        read_refer(root, layout, by)                                  # what cannot be read back is not left behind
     return open_own(out)
 
 # %% ../../nbs/2_data/08_convert.ipynb #59784519

@@ -22,7 +22,6 @@ import pandas as pd
 import pycocotools.mask as coco
 from ..common.command import as_command
 from ..common.core import one_of, process_pool, read_json, RRNError, write_json
-from ..common.pictures import read_image
 from ..common.notebook import progress_bar
 from ..common.pictures import read_image
 from .datasets import READERS

@@ -655,7 +655,7 @@ def download_weights(backbone:str,    # a network's name
 # %% ../../nbs/2_data/06_download.ipynb #d368f4a3
 @as_command('download')
 def main(what:str,                   # a data set: unc, unc+, gref, gref-umd, referit; vocabularies; or weights
-         where:tuple[str, ...]=(),   # folder of the data, such as data; behind weights: names of CNNs (none: those of the paper's tables)
+         where:tuple[str, ...]=(),   # folder, such as data; behind weights: names of CNNs (none: those of the tables)
          *, timeout:float=30.,       # seconds without a byte that count as broken
          quiet:bool=False            # no progress bars
         ):

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['DEVIATIONS', 'Deviation', 'both_sides', 'trainable', 'measure_effect', 'effects_file', 'read_effects', 'find_record',
-           'measure_all', 'effect', 'effect_conditions', 'deviations_page', 'write_deviations_page']
+           'measure_all', 'effect', 'measured_under', 'deviations_page', 'write_deviations_page']
 
 # %% ../../nbs/3_experiments/05_deviations.ipynb #c4d21f2a
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from ..common.core import one_of, read_json, repo_root, RRNError, whole_file, write_json
-from ..model import Config, preset
-from .protocols import protocol_table
+from ..common.core import need_checkout, one_of, read_json, repo_root, RRNError, whole_file, write_json
 from .jobs import open_job, run_job
+from .protocols import protocol_table
 from .record import provenance, Run
+from .report import render
+from ..model import Config, preset
 
 # %% ../../nbs/3_experiments/05_deviations.ipynb #5f62f6ef
 @dataclass(frozen=True)
@@ -28,85 +29,179 @@ class Deviation:
     given: dict = field(default_factory=dict)   # fields that both sides need for the difference to exist
     function: str = ''                          # what switches it where no field does
     measured: bool = True                       # whether training on embedded scenes can show an effect
-    rows: tuple = ()                            # of `rrn.experiments.protocols` on the unchanged run, for differences in scoring
+    rows: tuple = ()                            # of `rrn.experiments.protocols`, for differences in scoring alone
 
     @property
     def switch(self):
         "How to choose, in words."
+        if not self.fields: return self.function
         beside = ', '.join(f'`{k}={v}`' for k, v in self.given.items())
-        return '; '.join(f'`{k}`: `{a}` or `{b}`' for k, (a, b) in self.fields.items()) + (f' (with {beside})' if beside else '') or self.function
+        choices = '; '.join(f'`{k}`: `{a}` or `{b}`' for k, (a, b) in self.fields.items())
+        return f'{choices} (with {beside})' if beside else choices
 
 # %% ../../nbs/3_experiments/05_deviations.ipynb #8f7564f1
-_adam = dict(adam='tensorflow', decay='l2')
 DEVIATIONS = [
-    Deviation('start of the refinement', 'h_0 = q, then C5, C4, C3: three updates (equation 1)', 'a zero state reads q, C5, C4, C3: four updates',
-              'tests/test_weights.py::test_stages', dict(start=('q', 'zero'))),
-    Deviation('normalisation in the ConvLSTM', 'none; gates have biases (equation 2)', 'layer norm over each gate and the cell, over space and channels; no biases',
-              'tests/test_released_cell.py::test_states_and_gradients', dict(update=('lstm', 'released_lstm'))),
-    Deviation('peepholes of the ConvLSTM', 'none (equation 2)', 'gates see the cell through weights of their own for every position, which ties a model to one size of map',
-              'tests/test_released_cell.py::test_states_and_gradients', function="`update='released_lstm'`, as above"),
-    Deviation('forget gate of the ConvLSTM', 'sigmoid of the sum (equation 2)', '1 is added before the sigmoid', 'tests/test_released_cell.py::test_states_and_gradients',
-              function="`update='released_lstm'`, as above"),
-    Deviation('forget gate of the word LSTM', 'silent', '1 is added before the sigmoid', 'tests/test_weights.py::test_stages', dict(word_forget_bias=(0., 1.))),
-    Deviation('the CNN', "DeepLab ResNet-101, conv4 and conv5 dilated; otherwise silent",
-              "TensorFlow's uneven padding, strides in 1x1 convolutions, dilation from a stage's first block, 0.001 beside the variance",
-              'tests/test_backbone_tf.py::test_even_size', dict(backbone=('resnet101', 'deeplab_resnet101_tf')), measured=False),
-    Deviation('colours for the CNN', 'silent', 'BGR minus a mean colour, also in the padding', 'tests/test_backbone_tf.py::test_input',
-              function="`backbone='deeplab_resnet101_tf'`, as above"),
-    Deviation('weights of the CNN', "trained on Pascal VOC; ours are torchvision's DeepLabV3, trained on COCO with the classes of VOC: the nearest living relative. "
-              "COCO's training set holds the test pictures of RefCOCO, RefCOCO+ and G-Ref, though not their sentences",
-              'a DeepLab that started from COCO (its file is not at hand; the test shows that one of its kind loads)',
-              'tests/test_weights.py::test_a_caffe_dictionary_makes_the_cnn', dict(weights=('deeplab', 'released')), measured=False),
-]
+    Deviation('start of the refinement',
+              paper='h_0 = q, then C5, C4, C3: three updates (equation 1)',
+              program='a zero state reads q, C5, C4, C3: four updates',
+              fields=dict(start=('q', 'zero')),
+              test='tests/test_weights.py::test_stages'),
+    Deviation('normalisation in the ConvLSTM',
+              paper='none; gates have biases (equation 2)',
+              program='layer norm over each gate and the cell, over space and channels; no biases',
+              fields=dict(update=('lstm', 'released_lstm')),
+              test='tests/test_released_cell.py::test_states_and_gradients'),
+    Deviation('peepholes of the ConvLSTM',
+              paper='none (equation 2)',
+              program='gates see the cell through weights of their own for every position, which ties a model to '
+                      'one size of map',
+              function="`update='released_lstm'`, as above",
+              test='tests/test_released_cell.py::test_states_and_gradients'),
+    Deviation('forget gate of the ConvLSTM',
+              paper='sigmoid of the sum (equation 2)',
+              program='1 is added before the sigmoid',
+              function="`update='released_lstm'`, as above",
+              test='tests/test_released_cell.py::test_states_and_gradients'),
+    Deviation('forget gate of the word LSTM',
+              paper='silent',
+              program='1 is added before the sigmoid',
+              fields=dict(word_forget_bias=(0.0, 1.0)),
+              test='tests/test_weights.py::test_stages'),
+    Deviation('the CNN',
+              paper='DeepLab ResNet-101, conv4 and conv5 dilated; otherwise silent',
+              program="TensorFlow's uneven padding, strides in 1x1 convolutions, dilation from a stage's first "
+                      'block, 0.001 beside the variance',
+              fields=dict(backbone=('resnet101', 'deeplab_resnet101_tf')),
+              measured=False,
+              test='tests/test_backbone_tf.py::test_even_size'),
+    Deviation('colours for the CNN',
+              paper='silent',
+              program='BGR minus a mean colour, also in the padding',
+              function="`backbone='deeplab_resnet101_tf'`, as above",
+              test='tests/test_backbone_tf.py::test_input'),
+    Deviation('weights of the CNN',
+              paper="trained on Pascal VOC; ours are torchvision's DeepLabV3, trained on COCO with the classes of"
+                    " VOC: the nearest living relative. COCO's training set holds the test pictures of RefCOCO, "
+                    'RefCOCO+ and G-Ref, though not their sentences',
+              program='a DeepLab that started from COCO (its file is not at hand; the test shows that one of its '
+                      'kind loads)',
+              fields=dict(weights=('deeplab', 'released')),
+              measured=False,
+              test='tests/test_weights.py::test_a_caffe_dictionary_makes_the_cnn')]
 
 # %% ../../nbs/3_experiments/05_deviations.ipynb #ebc9c9fd
 DEVIATIONS += [
-    Deviation('sigmoid and upsampling', 'p = sigmoid of the scores, then p is upsampled (equations 3, 4)', 'scores are upsampled, then the sigmoid',
-              'tests/test_metrics.py::test_loss_of_the_released_programs', dict(upsample=('probability', 'logits'))),
-    Deviation('pixels of a bilinear resize', 'silent', "TensorFlow 1's corners: no shift by half a pixel, the last pixels repeat", 'tests/test_image.py::test_bilinear',
-              dict(mapping=('half_pixel', 'tf'))),
-    Deviation('reduction of the loss', 'mean over W x H (equation 4)', 'sum over the pixels', 'tests/test_metrics.py::test_loss_of_the_released_programs', dict(reduction=('mean', 'sum'))),
-    Deviation('weight decay', '0.0005; silent on how', 'half the squared weights of convolutions alone, in the loss', 'tests/test_weights.py::test_the_released_preset_trains_like_this',
-              dict(decay=('decoupled', 'l2'))),
-    Deviation('weight decay of rows 1 and 2 of Table 1', 'the rows differ in kernel and resolution', 'the sum over 64 times more pixels also makes it 64 times weaker in row 2',
-              'tests/test_systems.py::test_the_control_has_the_balance_of_row_1', function='presets `dlstm`, `dlstm-ours`, `dlstm-control`'),
-    Deviation("Adam's epsilon", 'Adam', "beside the uncorrected root, as TensorFlow has it", 'tests/test_optim.py::test_first_step_of_the_released_training',
-              dict(adam=('torch', 'tensorflow')), dict(decay='l2')),
-    Deviation('gradients of biases', 'silent', 'doubled before Adam', 'tests/test_weights.py::test_the_released_preset_trains_like_this', dict(bias_grad_scale=(1., 2.)), _adam),
-    Deviation('length of the schedule', '700,000 iterations', 'the rate falls over 800,000', 'tests/test_optim.py::test_learning_rates', dict(decay_iterations=(0, 800_000))),
-    Deviation('end of the schedule', 'polynomial decay with power 0.9; silent on its end', 'ends at 0.00001', 'tests/test_optim.py::test_learning_rates', dict(lr_end=(0., 1e-5))),
-]
+    Deviation('sigmoid and upsampling',
+              paper='p = sigmoid of the scores, then p is upsampled (equations 3, 4)',
+              program='scores are upsampled, then the sigmoid',
+              fields=dict(upsample=('probability', 'logits')),
+              test='tests/test_metrics.py::test_loss_of_the_released_programs'),
+    Deviation('pixels of a bilinear resize',
+              paper='silent',
+              program="TensorFlow 1's corners: no shift by half a pixel, the last pixels repeat",
+              fields=dict(mapping=('half_pixel', 'tf')),
+              test='tests/test_image.py::test_bilinear'),
+    Deviation('reduction of the loss',
+              paper='mean over W x H (equation 4)',
+              program='sum over the pixels',
+              fields=dict(reduction=('mean', 'sum')),
+              test='tests/test_metrics.py::test_loss_of_the_released_programs'),
+    Deviation('weight decay',
+              paper='0.0005; silent on how',
+              program='half the squared weights of convolutions alone, in the loss',
+              fields=dict(decay=('decoupled', 'l2')),
+              test='tests/test_weights.py::test_the_released_preset_trains_like_this'),
+    Deviation('weight decay of rows 1 and 2 of Table 1',
+              paper='the rows differ in kernel and resolution',
+              program='the sum over 64 times more pixels also makes it 64 times weaker in row 2',
+              function='presets `dlstm`, `dlstm-ours`, `dlstm-control`',
+              test='tests/test_systems.py::test_the_control_has_the_balance_of_row_1'),
+    Deviation("Adam's epsilon",
+              paper='Adam',
+              program='beside the uncorrected root, as TensorFlow has it',
+              fields=dict(adam=('torch', 'tensorflow')),
+              given=dict(decay='l2'),
+              test='tests/test_optim.py::test_first_step_of_the_released_training'),
+    Deviation('gradients of biases',
+              paper='silent',
+              program='doubled before Adam',
+              fields=dict(bias_grad_scale=(1.0, 2.0)),
+              given=dict(adam='tensorflow', decay='l2'),
+              test='tests/test_weights.py::test_the_released_preset_trains_like_this'),
+    Deviation('length of the schedule',
+              paper='700,000 iterations',
+              program='the rate falls over 800,000',
+              fields=dict(decay_iterations=(0, 800_000)),
+              test='tests/test_optim.py::test_learning_rates'),
+    Deviation('end of the schedule',
+              paper='polynomial decay with power 0.9; silent on its end',
+              program='ends at 0.00001',
+              fields=dict(lr_end=(0.0, 1e-05)),
+              test='tests/test_optim.py::test_learning_rates')]
 
 # %% ../../nbs/3_experiments/05_deviations.ipynb #759f3d7f
 DEVIATIONS += [
-    Deviation('resizing of pictures', 'resized and zero-padded', 'bilinear without antialiasing, zeros outside darken the border, values rounded to bytes', 'tests/test_image.py::test_bytes',
-              dict(protocol=('rrn', 'released'))),
-    Deviation('ground truth for training', 'binary', 'every pixel that is not zero once resized: masks grow by about a pixel', 'tests/test_image.py::test_masks_grow_as_released',
-              function="`protocol='released'`, as above"),
-    Deviation('predictions that are scored', 'at the size of the image', 'the mask of zeros and ones is resized, every pixel that is not zero counts: it grows again',
-              'tests/test_protocols.py::test_released_is_the_programs', function="`protocol='released'`; `rrn.experiments.protocols`", rows=('paper', 'released')),
-    Deviation('threshold of foreground', 'silent', 'a logit of at least 1e-9', 'tests/test_protocols.py::test_the_threshold_of_the_program', function='`rrn.experiments.protocols`'),
-    Deviation('border of precision', 'IoU higher than the threshold', 'IoU at the threshold counts', 'tests/test_metrics.py::test_borders_of_precision',
-              function='`strict` of `rrn.metrics.SegmentationMetrics.compute`'),
-    Deviation('two empty masks', 'silent', 'division by zero ends the evaluation; here they are a sample of IoU 0', 'tests/test_metrics.py::test_counts_of_the_released_program',
-              function='`rrn.metrics.sample_iou`'),
-    Deviation('cutting a sentence into words', 'silent', 'separators are tokens with their spaces, so ", " is an unknown word; a final full stop is dropped', 'tests/test_text.py::test_released_indices_are_exact',
-              dict(tokenizer=('words', 'released'))),
-    Deviation('the words', 'silent; here those of the training sentences', 'a list that came with an earlier program', 'tests/test_text.py::test_released_vocabulary_files',
-              dict(vocabulary=('', 'released')), measured=False),
-    Deviation('a word twice in the vocabulary', 'silent', 'its last line counts, and blank lines have numbers', 'tests/test_text.py::test_released_vocabulary_files',
-              function='`rrn.text.Vocabulary.from_file`'),
-]
+    Deviation('resizing of pictures',
+              paper='resized and zero-padded',
+              program='bilinear without antialiasing, zeros outside darken the border, values rounded to bytes',
+              fields=dict(protocol=('rrn', 'released')),
+              test='tests/test_image.py::test_bytes'),
+    Deviation('ground truth for training',
+              paper='binary',
+              program='every pixel that is not zero once resized: masks grow by about a pixel',
+              function="`protocol='released'`, as above",
+              test='tests/test_image.py::test_masks_grow_as_released'),
+    Deviation('predictions that are scored',
+              paper='at the size of the image',
+              program='the mask of zeros and ones is resized, every pixel that is not zero counts: it grows again',
+              function="`protocol='released'`; `rrn.experiments.protocols`",
+              rows=('paper', 'released'),
+              test='tests/test_protocols.py::test_released_is_the_programs'),
+    Deviation('threshold of foreground',
+              paper='silent',
+              program='a logit of at least 1e-9',
+              function='`rrn.experiments.protocols`',
+              test='tests/test_protocols.py::test_the_threshold_of_the_program'),
+    Deviation('border of precision',
+              paper='IoU higher than the threshold',
+              program='IoU at the threshold counts',
+              function='`strict` of `rrn.metrics.SegmentationMetrics.compute`',
+              test='tests/test_metrics.py::test_borders_of_precision'),
+    Deviation('two empty masks',
+              paper='silent',
+              program='division by zero ends the evaluation; here they are a sample of IoU 0',
+              function='`rrn.metrics.sample_iou`',
+              test='tests/test_metrics.py::test_counts_of_the_released_program'),
+    Deviation('cutting a sentence into words',
+              paper='silent',
+              program='separators are tokens with their spaces, so ", " is an unknown word; a final full stop is '
+                      'dropped',
+              fields=dict(tokenizer=('words', 'released')),
+              test='tests/test_text.py::test_released_indices_are_exact'),
+    Deviation('the words',
+              paper='silent; here those of the training sentences',
+              program='a list that came with an earlier program',
+              fields=dict(vocabulary=('', 'released')),
+              measured=False,
+              test='tests/test_text.py::test_released_vocabulary_files'),
+    Deviation('a word twice in the vocabulary',
+              paper='silent',
+              program='its last line counts, and blank lines have numbers',
+              function='`rrn.text.Vocabulary.from_file`',
+              test='tests/test_text.py::test_released_vocabulary_files')]
 
 # %% ../../nbs/3_experiments/05_deviations.ipynb #7a9c5a83
 def both_sides(d:Deviation,
              base:Config   # what everything else is like
             ) -> tuple:
-    "The configurations with the text's value and with the program's. Raises `RRNError` where training cannot show a difference."
-    if not d.fields or not d.measured: raise RRNError(f"'{d.name}' is not switched by a field that training on scenes could show.")
+    "The configurations with the text's value and with the program's. `RRNError` where training cannot show one."
+    if not d.fields or not d.measured:
+        raise RRNError(f"'{d.name}' is not switched by a field that training on scenes could show.")
     def side(i):
         values = {k: v[i] for k, v in d.fields.items()} | d.given
-        if values.get('decay_iterations'): values['decay_iterations'] = round(base.iterations * values['decay_iterations'] / preset('paper').iterations)
+        if values.get('decay_iterations'):
+            share = values['decay_iterations'] / preset('paper').iterations
+            values['decay_iterations'] = round(base.iterations * share)
         return replace(base, **values)
     return side(0), side(1)
 
@@ -120,7 +215,8 @@ def trainable(only='' # names of fields or of differences, separated by commas; 
 
 # %% ../../nbs/3_experiments/05_deviations.ipynb #76983fae
 def measure_effect(c:Config, data_root='', device='auto', most=500) -> dict:
-    "Train a configuration in a folder that is thrown away and score at most `most` expressions of its validation split: a record."
+    """Train a configuration in a folder that is thrown away, and score at most `most` expressions of its validation
+    split: a record."""
     job = open_job(preset='small', data_root=data_root, device=device, **asdict(c))
     split = job.validation_split()
     samples = job.samples(split)[:most]
@@ -128,11 +224,12 @@ def measure_effect(c:Config, data_root='', device='auto', most=500) -> dict:
         job = replace(job, run=Run(Path(folder)/'run'))
         log = run_job(job, validate_every=10**9, save_every=10**9)
     table = protocol_table(job.model.eval(), samples, job.reader())
-    return dict(config=asdict(c), preset='small', data=job.dataset.note, on=f'{c.dataset} {split}', sentences=len(samples),
-                protocols=table.to_dict('index'), training_seconds=float(log.seconds.max()), **provenance(job.device))
+    return dict(config=asdict(c), preset='small', data=job.dataset.note, on=f'{c.dataset} {split}',
+                sentences=len(samples), protocols=table.to_dict('index'), training_seconds=float(log.seconds.max()),
+                **provenance(job.device))
 
 def effects_file() -> Path:
-    "Where the records of these trainings are kept."
+    "Where the records of these trainings are kept: reports/ of the checkout, else of the working directory."
     return repo_root()/'reports'/'deviations.json'
 
 def read_effects(path=None) -> dict:
@@ -146,11 +243,12 @@ def find_record(report, c:Config):
 
 # %% ../../nbs/3_experiments/05_deviations.ipynb #69b1defd
 def measure_all(base:Config, path=None, only='', train=measure_effect):
-    "Train what `trainable(only)` needs beside what the report has; yields (what, record) after each, the report written."
+    "Train what `trainable(only)` needs and the report lacks; yields (what, record) after each, the report written."
     path, known = Path(path or effects_file()), read_effects(path)
     if not known or Config(**known['base']) != base: known = {'base': asdict(base), 'runs': []}
-    wanted = [('preset small', base), *((f'{d.name}, {side}', c) for d in trainable(only) for side, c in zip(('paper', 'program'), both_sides(d, base)))]
-    for what, c in wanted:
+    sides = [(d.name, *both_sides(d, base)) for d in trainable(only)]
+    wanted = [(f'{name}, {side}', c) for name, *pair in sides for side, c in zip(('paper', 'program'), pair)]
+    for what, c in [('preset small', base), *wanted]:
         if find_record(known, c): continue
         known['runs'].append(train(c))
         write_json(path, known)
@@ -167,27 +265,19 @@ def effect(d:Deviation, report) -> str:
     a, b = (r['protocols'][row]['overall_iou'] for r, row in zip(found, d.rows or ('paper', 'paper')))
     return f'{a:.1f} → {b:.1f}'
 
-def effect_conditions(report) -> str:
-    "Under which conditions the effects were measured, in a paragraph."
-    if not report: return 'No effect has been measured yet: `papermill nbs/deviations.ipynb out.ipynb`.'
-    c, runs = Config(**report['base']), report['runs']
-    r = find_record(report, c) or runs[0]
-    return (f"Effects are overall IoU in percent with the text's value → with the program's, for preset `small` trained over {c.iterations:,} steps with seed {c.seed} and "
-            f"scored on {r['sentences']:,} expressions of {r['on']} (embedded scenes, not the paper's data) by protocol `paper`. There is one run on either side, "
-            f"so that small differences mean nothing. {len(runs)} runs, {sum(r['training_seconds'] for r in runs) / 60:.0f} minutes of training on {r['device']}; "
-            f"code {r['code']}, PyTorch {r['versions']['torch']}.")
+def measured_under(report) -> dict:
+    "Under which conditions the effects were measured, for the page: base, one run, and minutes of all."
+    if not report: return {}
+    base, runs = Config(**report['base']), report['runs']
+    return dict(base=base, run=find_record(report, base) or runs[0],
+                minutes=sum(r['training_seconds'] for r in runs) / 60)
 
 def deviations_page(report=None) -> str:
     "The page as Markdown, from DEVIATIONS and a report (default: none)."
-    cell = lambda text: text.replace('|', '\\|')
-    rows = [(d.name, d.paper, d.program, d.switch, f'`{d.test}`', effect(d, report)) for d in DEVIATIONS]
-    head = ('difference', "the paper's text", 'the released program', 'switched by', 'tested by', 'effect')
-    lines = ['| ' + ' | '.join(map(cell, row)) + ' |' for row in (head, ('---',) * 6, *rows)]
-    return '\n'.join(['# Where the program differs from the paper', '', '<!-- made by nbs/deviations.ipynb from rrn.experiments.deviations; changes here are lost -->', '',
-                      "The text of the paper and the program that its authors released are two systems. Preset `paper` follows the text, preset `released` the program, and each",
-                      "field can be set by itself: `papermill nbs/train.ipynb out.ipynb -p start zero`. Most of the tests compare with arrays which the program computed.",
-                      '', effect_conditions(report), '', *lines, ''])
+    return render('deviations.md', deviations=DEVIATIONS, effects={d.name: effect(d, report) for d in DEVIATIONS},
+                  report=report, **measured_under(report))
 
 def write_deviations_page(path=None):
     "Write `docs/deviations.md` from the report there is."
-    with whole_file(path or repo_root()/'docs'/'deviations.md') as f: f.write(deviations_page(read_effects()))
+    path = path or need_checkout('writing docs/deviations.md')/'docs'/'deviations.md'
+    with whole_file(path) as f: f.write(deviations_page(read_effects()))

@@ -7,7 +7,7 @@ __all__ = ['RUN_OPTIONS', 'DEFAULT_DATASET', 'LEAST_VALUES', 'RELEASED_VOCABULAR
            'CONTROLS', 'RunOptions', 'check_options', 'choose_preset', 'find_data_root', 'excluded_pictures',
            'training_samples', 'Job', 'make_reader', 'pick_workers', 'open_job', 'make_job', 'open_named',
            'find_vocabulary', 'make_vocabulary', 'check_before_data', 'check_memory', 'head_bytes', 'run_job',
-           'announce_cost', 'begin_run', 'empty_run', 'finish_run', 'reopen_run', 'blind_job', 'open_run',
+           'plan_of', 'announce_cost', 'begin_run', 'empty_run', 'finish_run', 'reopen_run', 'blind_job', 'open_run',
            'check_weights', 'EvaluationOptions', 'open_evaluation', 'unknown_share', 'evaluate_as', 'evaluate_splits',
            'evaluate_with_crf', 'train_job', 'train_together', 'Configuration', 'training_options', 'main',
            'evaluate_command']
@@ -19,26 +19,24 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import torch
-from ..common.command import as_command
-from ..common.core import (file_bytes, keep_freed_memory, locked, one_of, pick_device, repo_root,
-                             RRNError, seed_everything, sha256_of, remove_leftovers)
 from ..backbone import cnn_checksum, LEVELS
 from ..batches import group_by_image, Reader, TrainingOrder
+from ..common.checkpoints import checkpoints, load_trained, weight_bytes
+from ..common.command import as_command
+from ..common.core import (file_bytes, keep_freed_memory, locked, one_of, pick_device, remove_leftovers, repo_root,
+                             RRNError, seed_everything, sha256_of, write_bytes)
+from ..common.pretrained import find_weights
 from ..common.team import this_team
 from ..crf import make_crf
-from ..evaluate import evaluate, summary, WORDS
-from ..features import feature_cache
-from ..model import Config, preset, PRESETS, RRN, SYSTEMS
-from ..refine import update_checksum
-from ..common.pretrained import find_weights
-from ..common.core import write_bytes
+from ..data.datasets import open_dataset, READERS
+from ..data.shapes import KINDS
+from ..evaluate import evaluate, summary, SENTENCE_SOURCES
 from .record import (add_metrics, check_run_name, check_same_run, find_run, finish_record,
                                     identity_differences, identity_of, provenance, Run, run_name, runs_folder,
                                     start_record)
-from ..data.datasets import open_dataset, READERS
-from ..data.shapes import KINDS
+from ..model import Config, preset, PRESETS, RRN, SYSTEMS
+from ..refine import update_checksum
 from ..text import Vocabulary
-from ..common.checkpoints import checkpoints, load_trained, weight_bytes
 from ..train import Plan, read_log, train
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #2e966cfa
@@ -66,16 +64,17 @@ DEFAULT_DATASET = 'shapes-unc'      # which needs no file
 LEAST_VALUES = dict(workers=-1, log_every=1, validate_every=1, save_every=1)
 
 def check_options(given:dict, allowed:dict, more=()) -> dict:
-    "`allowed` with `given` put over it; `RRNError` for a name that is neither there nor in `more`, or a value of another type."
+    "`allowed` with `given` put over it; `RRNError` for a name that is in neither nor in `more`, or a wrong value."
     for name, value in given.items():
         one_of('parameter', name, [*allowed, *more])
         if name in allowed and type(value) is not type(allowed[name]):
             raise RRNError(f"{name}={value!r} is {type(value).__name__}; it should be {type(allowed[name]).__name__}.")
-        if name in LEAST_VALUES and value < LEAST_VALUES[name]: raise RRNError(f"{name}={value} is too small; it should be at least {LEAST_VALUES[name]}.")
+        if name in LEAST_VALUES and value < LEAST_VALUES[name]:
+            raise RRNError(f"{name}={value} is too small; it should be at least {LEAST_VALUES[name]}.")
     return allowed | {k: v for k, v in given.items() if k in allowed}
 
 def choose_preset(dataset:str, complete:bool, device) -> str:
-    "The preset for `preset=auto`: 'small' for the embedded scenes, 'paper' for a whole data set on a GPU, 'mini' otherwise."
+    "The preset for `preset=auto`: 'small' for embedded scenes, 'paper' for a whole data set on a GPU, else 'mini'."
     if dataset in {f'shapes-{k}' for k in KINDS}: return 'small'
     return 'paper' if complete and device.type == 'cuda' else 'mini'
 
@@ -85,7 +84,8 @@ def find_data_root(data_root:str) -> Path:
     tried = [Path(data_root).expanduser(), repo_root()/data_root]
     for path in tried:
         if path.is_dir(): return path
-    raise RRNError(f"data_root={data_root!r} is no folder (looked in {Path.cwd()} and {repo_root()}); see data/README.md.")
+    raise RRNError(f"data_root={data_root!r} is no folder (looked in {Path.cwd()} and {repo_root()}); "
+                   "see data/README.md.")
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #e3c1d002
 def excluded_pictures(c:Config) -> set:
@@ -93,12 +93,14 @@ def excluded_pictures(c:Config) -> set:
     text = c.exclude
     if text.endswith('.txt'): text = file_bytes(repo_root()/text, 'list of pictures').decode('utf-8', 'replace')
     try: return {int(word) for word in text.replace(',', ' ').split()}
-    except ValueError: raise RRNError(f"exclude={c.exclude!r} should be ids of pictures joined by commas, or a text file (.txt) of them.") from None
+    except ValueError:
+        raise RRNError(f"exclude={c.exclude!r} should be ids of pictures joined by commas, or a text file (.txt) of "
+                       "them.") from None
 
 def training_samples(c:Config, dataset) -> list:
-    "What a configuration trains on: the samples of its split, less those about excluded pictures. `RRNError` if none is left."
-    out = excluded_pictures(c)
-    kept = [s for s in dataset.samples(c.split) if s.image_id not in out]
+    "The samples of a configuration's split, less those about excluded pictures. `RRNError` if none is left."
+    excluded = excluded_pictures(c)
+    kept = [s for s in dataset.samples(c.split) if s.image_id not in excluded]
     if not kept: raise RRNError(f"exclude leaves no sentence of {dataset.name} {c.split} to train on.")
     return kept
 
@@ -125,18 +127,22 @@ class Job:
 
     def scored_on(self) -> str:
         "What the metrics after training are about, in words."
-        split = self.validation_split(); some = self.samples(split)
-        what = f"{self.dataset.name} {split}: {len(some):,} expressions about {len({s.image_id for s in some}):,} pictures."
+        split = self.validation_split()
+        samples = self.samples(split)
+        pictures = len({s.image_id for s in samples})
+        what = f"{self.dataset.name} {split}: {len(samples):,} expressions about {pictures:,} pictures."
         seen = split == self.config.split or self.config.split == 'trainval' and split == 'val'
-        trained = f' It was trained on them: the test split alone says how well it does.' if seen else ''
-        return what + trained if split == 'val' else f"There is no split val. Scores are those of {split}. {what}{trained}"
+        trained = ' It was trained on them: the test split alone says how well it does.' if seen else ''
+        other = '' if split == 'val' else f'There is no split val. Scores are those of {split}. '
+        return f'{other}{what}{trained}'
 
 def make_reader(c:Config, vocabulary, on_corrupt='stop') -> Reader:
     "The reader that a configuration asks for."
     return Reader(vocabulary, c.image_size, c.max_words, c.protocol, on_corrupt)
 
 def pick_workers(asked:int, images:int, image_size:int, on_gpu:bool) -> int:
-    "Decoding processes: as asked, or (for -1) none for a set that is remembered after one epoch, else one a core up to 16."
+    """Decoding processes: as asked; for -1, none for a set that is remembered after one epoch, else one a core up to
+    16."""
     if asked >= 0: return asked
     remembered = images * image_size**2 * 4 < 400 << 20
     here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))          # processes of this run that share the machine
@@ -144,17 +150,19 @@ def pick_workers(asked:int, images:int, image_size:int, on_gpu:bool) -> int:
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #a085fdf7
 def open_job(**parameters) -> Job:
-    "A job from the parameters of the train notebook: fields of `Config` and `RUN_OPTIONS`. Raises `RRNError` for wrong ones."
+    "A job from the parameters of the train notebook: fields of `Config` and `RUN_OPTIONS`. `RRNError` for wrong ones."
     given = {k: v for k, v in parameters.items() if v is not None}
     options = check_options(given, RUN_OPTIONS, [f.name for f in fields(Config)])
-    team = this_team(); device = team.place(pick_device(options['device']))
+    team = this_team()
+    device = team.place(pick_device(options['device']))
     overrides = {k: v for k, v in given.items() if k not in RUN_OPTIONS}
     name = overrides.setdefault('dataset', DEFAULT_DATASET)
     check_before_data(options, overrides, device)
     with team.leader_first(): dataset = open_named(name, options['data_root'])
     if options['preset'] == 'auto':
         options['preset'] = choose_preset(dataset.name, dataset.note == 'complete', device)
-        print(f"preset={options['preset']} (chosen for {name}, {dataset.note or 'drawn'}, on {device.type}; set preset to choose yourself)")
+        print(f"preset={options['preset']} (chosen for {name}, {dataset.note or 'drawn'}, on {device.type}; "
+              "set preset to choose yourself)")
     return make_job(preset(options['preset'], **overrides), dataset, options, device)
 
 def make_job(config:Config, dataset, options:dict, device) -> Job:
@@ -178,12 +186,14 @@ RELEASED_VOCABULARIES = {'referit': 'vocabulary_referit.txt'}      # the other s
 
 def find_vocabulary(c:Config, root) -> Path:
     "The file with a configuration's words; `RRNError` if it is not there."
-    if c.vocabulary != 'released': path, hint = Path(c.vocabulary).expanduser(), 'Give the path of a text file, one word a line.'
-    else:
-        path = Path(root)/RELEASED_VOCABULARIES.get(c.dataset.removeprefix('shapes-'), 'vocabulary_Gref.txt')
-        hint = f"Fetch it with `rrn download vocabularies {root}`, or set vocabulary='' to take the words of the training sentences."
-    if not path.is_file(): raise RRNError(f"vocabulary={c.vocabulary!r}: the file {path} is missing. {hint}")
-    return path
+    released = c.vocabulary == 'released'
+    name = RELEASED_VOCABULARIES.get(c.dataset.removeprefix('shapes-'), 'vocabulary_Gref.txt')
+    path = Path(root)/name if released else Path(c.vocabulary).expanduser()
+    if path.is_file(): return path
+    fetch = (f"Fetch it with `rrn download vocabularies {root}`, or set vocabulary='' to take the words of the "
+             "training sentences.")
+    hint = fetch if released else 'Give the path of a text file, one word a line.'
+    raise RRNError(f"vocabulary={c.vocabulary!r}: the file {path} is missing. {hint}")
 
 def make_vocabulary(c:Config, dataset) -> Vocabulary:
     "The words of the training sentences, or those of a file, for the configuration's tokenizer."
@@ -193,10 +203,10 @@ def make_vocabulary(c:Config, dataset) -> Vocabulary:
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #1229e10c
 def check_before_data(options:dict, overrides:dict, device):
-    "`RRNError` for all that can be known to be wrong before data are read: values, the run's name, weights and words that are not there."
+    "`RRNError` for what can be known to be wrong before data are read: values, names, missing weights and words."
     one_of('dataset', overrides['dataset'], READERS)
     check_run_name(options['run'] or 'a-name')
-    complete = device.type == 'cuda'          # what `auto` will find is not known yet: on a GPU the paper's network is expected
+    complete = device.type == 'cuda'     # what `auto` will find is not known yet: on a GPU, the paper's network
     name = choose_preset(overrides['dataset'], complete, device) if options['preset'] == 'auto' else options['preset']
     config = preset(name, **overrides)
     find_weights(config.backbone, config.weights)
@@ -207,46 +217,55 @@ def check_memory(c:Config):
     "`RRNError` if weights, gradients and moments of the head would not fit into this machine's memory."
     needed, there = head_bytes(c) + 64 * 4 * c.images_per_batch * c.image_size**2, psutil.virtual_memory().total
     if needed > there:
-        raise RRNError(f"a network of these sizes needs about {needed / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}. "
-                       "Lower D_Q, D_I, D_S, embed_dim or image_size.")
+        raise RRNError(f"a network of these sizes needs about {needed / 2**30:,.0f} GiB, and this machine has "
+                       f"{there / 2**30:,.0f}. Lower D_Q, D_I, D_S, embed_dim or image_size.")
 
 def head_bytes(c:Config) -> float:
     "What the head's weights, gradients and two moments take; no memory is used to find out."
+    make_head, side = SYSTEMS[one_of('system', c.system, SYSTEMS)], c.image_size // c.output_stride
     try:
-        with torch.device('meta'):
-            head = SYSTEMS[one_of('system', c.system, SYSTEMS)](c, dict.fromkeys(LEVELS, 2048), 10_000, (c.image_size // c.output_stride,) * 2)
+        with torch.device('meta'): head = make_head(c, dict.fromkeys(LEVELS, 2048), 10_000, (side, side))
     except (RuntimeError, OverflowError): return math.inf          # more than can be counted
     return 16 * sum(p.numel() for p in head.parameters())
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #71714943
 def run_job(job:Job, **plan) -> pd.DataFrame:
-    "Train a job to its end, validating on (at most 400 expressions of) its validation split; the log. In a team, the leader keeps the record."
-    o, c, team = job.options, job.config, this_team()
+    """Train a job to its end, validating on (at most 400 expressions of) its validation split; the log. In a team, the
+    leader keeps the record."""
+    c, team = job.config, this_team()
     if job.device.type == 'cpu': keep_freed_memory()
     groups = group_by_image(training_samples(c, job.dataset))
-    how = {k: o[k] for k in ('log_every', 'validate_every', 'save_every', 'feature_cache', 'cache_dtype', 'compile')} | plan
-    how['workers'] = pick_workers(o['workers'], len(groups), c.image_size, job.device.type == 'cuda')
+    order = TrainingOrder(groups, c.images_per_batch, c.sentences_per_image, c.seed)
     held_out, reader = job.samples(job.validation_split())[:400], job.reader()
+    validate = lambda model: summary(evaluate(model, held_out, reader))
+    plan = plan_of(job, len(groups), **plan)
     with locked(job.run.folder) if team.leads else contextlib.nullcontext():
         if team.leads: begin_run(job)
         team.wait()
         if job.run.finished: return reopen_run(job)
         if team.size == 1: announce_cost(job)
-        log = train(job.model, TrainingOrder(groups, c.images_per_batch, c.sentences_per_image, c.seed), reader, job.run, Plan(**how),
-                    lambda model: summary(evaluate(model, held_out, reader)))
-        if not how.get('stop_after') and team.leads: finish_run(job, log)
+        log = train(job.model, order, reader, job.run, plan, validate)
+        if not plan.stop_after and team.leads: finish_run(job, log)
     return log
+
+def plan_of(job:Job, images:int, **changes) -> Plan:
+    "How a job's options want it trained on so many images."
+    asked = {k: v for k, v in job.options.items() if k in {f.name for f in fields(Plan)}}
+    workers = pick_workers(job.options['workers'], images, job.config.image_size, job.device.type == 'cuda')
+    return Plan(**asked | changes | dict(workers=workers))
 
 LONG_TRAINING = 1000     # steps from which on a training on photographs says what it will take
 
 def announce_cost(job:Job):
-    "Say what a long training will take here, and what preset `fast` would take and change; a probe of twenty steps finds out."
-    if job.dataset.name.startswith('shapes-') or job.config.iterations < LONG_TRAINING or checkpoints(job.run.checkpoints): return
+    "Say what a long training will take here, and what preset `fast` would take and change, from a probe of some steps."
+    short = job.dataset.name.startswith('shapes-') or job.config.iterations < LONG_TRAINING
+    if short or checkpoints(job.run.checkpoints): return
     from rrn.experiments.cost import cost_text
     print(cost_text(job.config, job.device))
 
 def begin_run(job:Job):
-    "Make a run's folder, which is locked, ready, and start its record. `RRNError`, and nothing changed, if it is another run's."
+    """Make a run's folder, which is locked, ready, and start its record. `RRNError`, and nothing changed, if it is
+    another run's."""
     facts = dict(preset=job.options['preset'], data=job.dataset.note, **provenance(job.device))
     if job.options['resume']: check_same_run(job.run, job.config, job.identity)
     else: empty_run(job.run)
@@ -256,7 +275,9 @@ def begin_run(job:Job):
 def empty_run(run:Run):
     "Forget a run. `RRNError` if its folder holds something else than a run."
     inside = [p for p in run.folder.iterdir() if not p.name.startswith('.')]
-    if inside and not run.exists: raise RRNError(f"{run.folder} holds something else than a run ({inside[0].name}), so it is not emptied. Choose another run name.")
+    if inside and not run.exists:
+        raise RRNError(f"{run.folder} holds something else than a run ({inside[0].name}), so it is not emptied. "
+                       "Choose another run name.")
     for path in inside: shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 def finish_run(job:Job, log):
@@ -266,33 +287,42 @@ def finish_run(job:Job, log):
 
 def reopen_run(job:Job) -> pd.DataFrame:
     "Take the weights of a run that is finished already, which stays as it is; its log."
-    if this_team().leads: print(f"run {job.run.name} is finished already, so nothing is trained and its record stays. To train anew: another run name, or resume=False.")
+    if this_team().leads:
+        print(f"run {job.run.name} is finished already, so nothing is trained and its record stays. "
+              "To train anew: another run name, or resume=False.")
     if not job.run.weights.exists():
-        raise RRNError(f"run {job.run.name} is finished, but its {job.run.weights.name} is gone. Restore it, or train anew under another run name or with resume=False.")
+        raise RRNError(f"run {job.run.name} is finished, but its {job.run.weights.name} is gone. "
+                       "Restore it, or train anew under another run name or with resume=False.")
     check_weights(job.run)
     load_trained(job.model, job.run.weights)
     job.model.eval()
     return read_log(job.run)
 
+# %% ../../nbs/3_experiments/02_jobs.ipynb #afcc7570
 def blind_job(job:Job, share:int=10) -> Job:
     "The same job without sentences, with 1/`share` of the iterations, in a folder inside the run's."
-    config = replace(job.config, blind=True, iterations=max(1, job.config.iterations // share), warmup=job.config.warmup // share)
+    c = job.config
+    config = replace(c, blind=True, iterations=max(1, c.iterations // share), warmup=c.warmup // share)
     seed_everything(config.seed)
     model = RRN(config, len(job.vocabulary)).on(job.device)
     return replace(job, config=config, model=model, run=Run(job.run.folder/'blind'))
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #273d3b10
 def open_run(folder, device='auto'):
-    "A trained network from its run's folder: (model in evaluation mode, vocabulary, Run). `RRNError` if weights, words or CNN are not those of the training."
+    """A trained network from its run's folder: (model in evaluation mode, vocabulary, Run). `RRNError` if weights,
+    words or CNN are not those of the training."""
     run = Run(folder)
     config, vocabulary, identity = run.config(), run.vocabulary(), run.identity()
-    if not run.weights.exists(): raise RRNError(f"run {run.folder} has no {run.weights.name}: it has not been trained to the end. Give the same train command again.")
+    if not run.weights.exists():
+        raise RRNError(f"run {run.folder} has no {run.weights.name}: it has not been trained to the end. "
+                       "Give the same train command again.")
     model = RRN(config, len(vocabulary))
     if identity_differences(identity, dict(cnn=cnn_checksum(model.backbone))):
-        raise RRNError(f"run {run.folder} was trained on another CNN: weights={config.weights!r} of {config.backbone} have changed since. Restore that file, or train again.")
+        raise RRNError(f"run {run.folder} was trained on another CNN: weights={config.weights!r} of {config.backbone} "
+                       "have changed since. Restore that file, or train again.")
     if identity_differences(identity, dict(update=update_checksum(config.update))):
-        raise RRNError(f"run {run.folder} was trained with another update function: the code of {config.update} has changed since. "
-                       "Restore it, or train again.")
+        raise RRNError(f"run {run.folder} was trained with another update function: the code of {config.update} "
+                       "has changed since. Restore it, or train again.")
     check_weights(run)
     model.on(pick_device(device))
     load_trained(model, run.weights)
@@ -300,8 +330,10 @@ def open_run(folder, device='auto'):
 
 def check_weights(run:Run):
     "`RRNError` if a finished run's weights are not those that its training ended with."
-    written = run.record().get('weights')
-    if written and sha256_of(run.weights) != written: raise RRNError(f"weights {run.weights} are not those that the run's training ended with; restore the file or train again.")
+    known = run.record().get('weights')
+    if known and sha256_of(run.weights) != known:
+        raise RRNError(f"weights {run.weights} are not those that the run's training ended with; restore the file or "
+                       "train again.")
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #d4086935
 @dataclass(frozen=True)
@@ -324,7 +356,7 @@ class EvaluationOptions:
 EVALUATION_OPTIONS = asdict(EvaluationOptions())
 
 def open_evaluation(**parameters) -> Job:
-    "A trained run with a data set to evaluate it on, from the parameters of the evaluate notebook; has `splits` besides."
+    "A trained run with a data set to evaluate it on, from the parameters of the evaluate notebook; has `splits`, too."
     options = check_options(parameters, EVALUATION_OPTIONS)
     model, vocabulary, run = open_run(find_run(options['run'], options['folder']), options['device'])
     dataset = open_named(options['dataset'] or model.config.dataset, options['data_root'])
@@ -335,9 +367,10 @@ def open_evaluation(**parameters) -> Job:
     job.label = options['label'] or dataset.name
     job.splits = asked or [s for s in dataset.splits if s != model.config.split]
     if not job.splits:
-        raise RRNError(f"data set {dataset.name} has no split but that of the training. To evaluate on it: splits={model.config.split}.")
-    images = {x.image for s in job.splits for x in dataset.samples(s)}
-    options['workers'] = pick_workers(options['workers'], len(images), model.config.image_size, job.device.type == 'cuda')
+        raise RRNError(f"data set {dataset.name} has no split but that of the training. "
+                       f"To evaluate on it: splits={model.config.split}.")
+    images, on_gpu = {x.image for s in job.splits for x in dataset.samples(s)}, job.device.type == 'cuda'
+    options['workers'] = pick_workers(options['workers'], len(images), model.config.image_size, on_gpu)
     return job
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #ef0fd721
@@ -352,7 +385,8 @@ def evaluate_as(job:Job, label:str, split:str, words='own', crf=None, **facts) -
     "Evaluate a job of `open_evaluation` on a split and add the metrics to its run's record; the rows."
     options, samples = job.options, job.samples(split)
     if crf: facts['crf'] = crf.name
-    rows = evaluate(job.model, samples, job.reader(), words, options['threshold'], workers=options['workers'], progress=label, crf=crf)
+    rows = evaluate(job.model, samples, job.reader(), words, options['threshold'], workers=options['workers'],
+                    progress=label, crf=crf)
     add_metrics(job.run, label, rows, job.config.protocol, samples, threshold=options['threshold'], **facts)
     return rows
 
@@ -361,7 +395,7 @@ def evaluate_splits(job:Job) -> dict:
     found = {}
     for split in job.splits:
         unknown = unknown_share(job.vocabulary, [s.sentence for s in job.samples(split)])
-        for words in WORDS if job.options['controls'] else ['own']:
+        for words in SENTENCE_SOURCES if job.options['controls'] else ['own']:
             label = f'{job.label} {split}{CONTROLS[words]}'
             found[label] = evaluate_as(job, label, split, words, unknown_words=unknown)
     return found
@@ -378,15 +412,19 @@ def train_job(parameters:dict) -> pd.DataFrame:
     job = open_job(**parameters)
     run_job(job)
     split = job.validation_split()
+    samples = job.samples(split)
     if this_team().leads: print(job.scored_on(), file=sys.stderr)
-    rows = evaluate(job.model, job.samples(split), job.reader(), progress='evaluating')
-    if this_team().leads: add_metrics(job.run, f'{job.dataset.name} {split}', rows, job.config.protocol, job.samples(split))
+    rows = evaluate(job.model, samples, job.reader(), progress='evaluating')
+    if this_team().leads: add_metrics(job.run, f'{job.dataset.name} {split}', rows, job.config.protocol, samples)
     return rows
 
 def train_together(parameters:dict) -> dict:
-    "Train in as many processes as the parameter `processes` says, from a notebook that has not used a GPU yet; the parameters to go on with."
-    given = dict(parameters); processes = given.pop('processes', 1)
-    if type(processes) is not int or processes < 1: raise RRNError(f"processes={processes!r} should be a number of processes, at least 1.")
+    """Train in as many processes as the parameter `processes` says, from a notebook that has not used a GPU yet; the
+    parameters to go on with."""
+    given = dict(parameters)
+    processes = given.pop('processes', 1)
+    if type(processes) is not int or processes < 1:
+        raise RRNError(f"processes={processes!r} should be a number of processes, at least 1.")
     if processes == 1: return given
     check_options({k: v for k, v in given.items() if v is not None}, RUN_OPTIONS, [f.name for f in fields(Config)])
     from accelerate import notebook_launcher
@@ -394,11 +432,11 @@ def train_together(parameters:dict) -> dict:
     return given | dict(resume=True)
 
 class Configuration(Config):
-    "What decides what is trained. Defaults are those of the preset; for auto, which depends on data and device, of paper."
+    "What decides what is trained. Defaults are the preset's; for auto, which depends on data and device, paper's."
     def __post_init__(self): pass         # checked when the preset is known, which may depend on the data
 
 def training_options(words) -> list:
-    "What `rrn train` can be told. Defaults are those of the preset that the words name; of the paper, if they name none."
+    "What `rrn train` can be told. Defaults are those of the preset that the words name; else those of the paper."
     named = [word.partition('=')[2] for word in words if word.startswith('--preset=')]
     name = one_of('preset', named[-1] if named else 'auto', ['auto', *PRESETS])
     values = PRESETS.get(name, {}) | dict(dataset=DEFAULT_DATASET)
@@ -407,8 +445,8 @@ def training_options(words) -> list:
 @as_command('train', options=training_options)
 def main(**given):
     """Train a model and evaluate it on the validation split.
-    Prints the metrics as JSON. A value is given as `--name value`, `name=value` or `-p name value`. The same command goes on
-    where an earlier one was stopped. With `--preset NAME --help` the defaults of that preset are shown."""
+    Prints the metrics as JSON. A value is given as `--name value`, `name=value` or `-p name value`. The same command
+    goes on where an earlier one was stopped. With `--preset NAME --help` the defaults of that preset are shown."""
     rows = train_job(given)
     if this_team().leads: print(json.dumps(summary(rows), indent=1))
 

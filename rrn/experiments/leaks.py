@@ -6,9 +6,9 @@
 __all__ = ['imagehash', 'COCO_NAME', 'FULL_NAME', 'ENDINGS', 'READ', 'EXAMINED', 'TRAINED', 'LEAK_COLUMNS', 'BITS', 'NEAR', 'OWN',
            'NONE_OWN', 'PictureId', 'picture_named', 'Training', 'names_in_text', 'names_in_json', 'names_of_item',
            'names_in_refs', 'read_training', 'as_training', 'best_of', 'in_folder', 'is_here', 'Split', 'splits_in',
-           'picture_family', 'all_splits', 'shared_pictures', 'leak_table', 'own_table', 'look_of', 'looks',
-           'near_pairs', 'Alike', 'eval_files', 'look_alikes', 'read_score_file', 'part_of', 'scores_without',
-           'leaks_page', 'data_notes', 'unread_note', 'find_leaks', 'write_leaks']
+           'picture_family', 'all_splits', 'shared_pictures', 'apart_from', 'leak_table', 'own_table', 'look_of',
+           'looks', 'near_pairs', 'Alike', 'eval_files', 'look_alikes', 'read_score_file', 'part_of', 'scores_without',
+           'leaks_page', 'data_notes', 'unread_note', 'find_leaks', 'write_leaks', 'main']
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #084cf88d
 import contextlib, io, re
@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
+from ..common.command import as_command
 from ..common.core import as_path, file_bytes, one_of, optional_module, read_json, RRNError, whole_file, write_json
 from ..common.pictures import read_image
 from ..common.untrusted import safe_load
@@ -166,10 +167,14 @@ def all_splits(root, datasets=EXAMINED) -> tuple:
     here = [d for d in datasets if is_here(d, Path(root))]
     return [s for d in here for s in splits_in(d, root)], [d for d in datasets if d not in here]
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #9807dc71
+# %% ../../nbs/3_experiments/17_leaks.ipynb #d01c3973
 def shared_pictures(known:set, splits) -> dict:
     "{(dataset, split): pictures of a val or test split that are in `known`}."
     return {(s.dataset, s.split): known & s.pictures for s in splits if s.split not in TRAINED}
+
+def apart_from(training:Split, splits) -> list:
+    "The splits that are not meant to be a part of `training`, as ReferIt's val is of its trainval."
+    return [s for s in splits if not (training.split == 'trainval' and (s.dataset, s.split) == (training.dataset, 'val'))]
 
 LEAK_COLUMNS = ['split', 'pictures trained on', 'of', 'sentences about them', 'of ', '%']
 
@@ -187,7 +192,7 @@ def own_table(splits) -> pd.DataFrame:
     "The same for the training splits that are here: one row for each pair that shares pictures."
     rows = []
     for t in (t for t in splits if t.split in TRAINED):
-        found = leak_table(shared_pictures(t.pictures, splits), splits)
+        found = leak_table(shared_pictures(t.pictures, apart_from(t, splits)), splits)
         found = found[found['pictures trained on'] > 0]
         rows += [(f'{t.dataset} {t.split}', *row) for row in found.itertuples(index=False)]
     return pd.DataFrame(rows, columns=['training split', *LEAK_COLUMNS])
@@ -331,3 +336,9 @@ def write_leaks(folder:Path, text:str, found:dict, pairs:list):
     by_split = {f'{dataset} {split}': sorted(p.id for p in pictures) for (dataset, split), pictures in found.items()}
     alike = [dict(file=a.file, picture=a.picture.id, bits=a.bits) for a in pairs]
     write_json(folder/'leaks.json', dict(pictures=by_split, alike=alike))
+
+# %% ../../nbs/3_experiments/17_leaks.ipynb #3b18fb00
+@as_command('leaks', find_leaks)
+def main(training:tuple[str, ...]=(), **given):
+    "Find pictures of val and test that were trained on."
+    print(find_leaks(training, **given))

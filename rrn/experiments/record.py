@@ -11,29 +11,30 @@ __all__ = ['IDENTITY_PARTS', 'COUNT_COLUMNS', 'EVALUATION_CONDITIONS', 'LOCK_PAT
 
 # %% ../../nbs/3_experiments/00_record.ipynb #ee3a0a2f
 import gzip, hashlib, json, os, re, zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..backbone import cnn_checksum
-from ..common.core import (code_version, device_name, locked, one_of, read_json,
-                             repo_root, RRNError, sha256_of, versions, whole_file, write_bytes, write_json)
+from ..common.core import (code_version, device_name, locked, one_of, read_json, repo_root, RRNError, sha256_of,
+                             versions, whole_file, write_bytes, write_json)
+from ..data.masks import CocoMask, InFile
 from ..evaluate import summary
 from ..metrics import METRICS
 from ..model import Config
-from ..data.masks import CocoMask, InFile
 from ..refine import update_checksum
 from ..text import Vocabulary
 
 # %% ../../nbs/3_experiments/00_record.ipynb #506f1d4a
 def data_fingerprint(samples   # list of `Sample`
                     ) -> str:  # 64 hexadecimal digits
-    "SHA-256 over the samples in their order, their masks, and names and sizes of their pictures; the same wherever the data lie."
+    "SHA-256 over the samples in their order, their masks, and names and sizes of their pictures, wherever these lie."
     digest, masks, pictures = hashlib.sha256(), MaskSources(), {}
     for s in samples:
         if s.image not in pictures: pictures[s.image] = f'{Path(s.image).name} {_size(s.image)}'
-        text = f'{s.sent_id} {s.ref_id} {s.image_id} {s.height} {s.width} {pictures[s.image]} {masks.of(s.mask)} {s.sentence}\n'
+        numbers = f'{s.sent_id} {s.ref_id} {s.image_id} {s.height} {s.width}'
+        text = f'{numbers} {pictures[s.image]} {masks.of(s.mask)} {s.sentence}\n'
         digest.update(text.encode('utf-8', 'surrogatepass'))
     masks.close()
     return digest.hexdigest()
@@ -41,22 +42,25 @@ def data_fingerprint(samples   # list of `Sample`
 def _size(path):
     "Bytes of a file; `RRNError` if it is not there."
     try: return os.stat(path).st_size
-    except (OSError, ValueError) as e: raise RRNError(f"picture {path} cannot be read ({e}). See data/README.md.") from e
+    except (OSError, ValueError) as e:
+        raise RRNError(f"picture {path} cannot be read ({e}). See data/README.md.") from e
 
 # %% ../../nbs/3_experiments/00_record.ipynb #4c99dfd4
 class MaskSources:
-    "Short texts that stand for what masks are drawn from. Files stay open until `close`, since thousands of masks lie in one."
+    "Short texts that stand for what masks are drawn from. Files stay open until `close`: one holds thousands of masks."
     def __init__(self): self.known, self.files = {}, {}
 
     def of(self, mask) -> str:
         "The same for the same outline, whether it is in memory or still in its file."
-        if id(mask) not in self.known: self.known[id(mask)] = mask, self.digest(mask)      # the mask is kept, so that its id stays its own
+        # the mask is kept beside its text, so that its id stays its own
+        if id(mask) not in self.known: self.known[id(mask)] = mask, self.digest(mask)
         return self.known[id(mask)][1]
 
     def digest(self, mask):
         "A hash of an outline; of a file of its own, name and size."
-        if hasattr(mask, 'parts'): return ' '.join(map(self.of, mask.parts))                       # the union of several
-        if not isinstance(mask, CocoMask): return f'{Path(mask.path).name} {_size(mask.path)}' if hasattr(mask, 'path') else f'{mask}'
+        if hasattr(mask, 'parts'): return ' '.join(map(self.of, mask.parts))              # the union of several
+        if not isinstance(mask, CocoMask):
+            return f'{Path(mask.path).name} {_size(mask.path)}' if hasattr(mask, 'path') else f'{mask}'
         outline = self.read(mask.segmentation) if isinstance(mask.segmentation, InFile) else mask.segmentation
         return hashlib.blake2b(json.dumps(outline, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
@@ -66,7 +70,8 @@ class MaskSources:
             if place.path not in self.files: self.files[place.path] = open(place.path, 'rb')
             self.files[place.path].seek(place.start)
             return json.loads(self.files[place.path].read(max(0, place.end - place.start)))
-        except (OSError, ValueError, RecursionError) as e: raise RRNError(f"{place.path} cannot be read ({e}); fetch it again.") from e
+        except (OSError, ValueError, RecursionError) as e:
+            raise RRNError(f"{place.path} cannot be read ({e}); fetch it again.") from e
 
     def close(self):
         for file in self.files.values(): file.close()
@@ -80,21 +85,26 @@ def identity_of(model,          # `RRN`, as it was made
                 vocabulary:Vocabulary,
                 samples         # those of the training split
                ) -> dict:
-    "What a run is made of beside its configuration: {'data', 'vocabulary', 'cnn'}, 64 hexadecimal digits each, and 'update' if that is the user's."
-    parts = dict(data=data_fingerprint(samples), vocabulary=vocabulary_checksum(vocabulary), cnn=cnn_checksum(model.backbone))
+    """What a run is made of beside its configuration: {'data', 'vocabulary', 'cnn'}, 64 hexadecimal digits each, and
+    'update' for an update function of the user's."""
+    parts = dict(data=data_fingerprint(samples), vocabulary=vocabulary_checksum(vocabulary),
+                 cnn=cnn_checksum(model.backbone))
     update = update_checksum(model.config.update)
     return parts | (dict(update=update) if update else {})
 
-IDENTITY_PARTS = {'data': 'the training data', 'vocabulary': 'the vocabulary', 'cnn': "the CNN's weights", 'update': 'the update function'}
+IDENTITY_PARTS = {'data': 'the training data', 'vocabulary': 'the vocabulary', 'cnn': "the CNN's weights",
+                  'update': 'the update function'}
 
 def identity_differences(old:dict, new:dict) -> list:
     "Which parts differ, in words; a part that one of the two does not know differs from nothing."
-    return [f'{IDENTITY_PARTS[k]} ({old[k][:12]} -> {new[k][:12]})' for k in IDENTITY_PARTS if k in old and k in new and old[k] != new[k]]
+    return [f'{IDENTITY_PARTS[k]} ({old[k][:12]} -> {new[k][:12]})'
+            for k in IDENTITY_PARTS if k in old and k in new and old[k] != new[k]]
 
 # %% ../../nbs/3_experiments/00_record.ipynb #fae8ee71
 def run_name(c:Config) -> str:
     "A name made of what varies most, and a hash of all that differs from the defaults."
-    chosen = {k: v for k, v in asdict(c).items() if v != Config.__dataclass_fields__[k].default}     # a new field renames no old run
+    usual = {f.name: f.default for f in fields(Config)}
+    chosen = {k: v for k, v in asdict(c).items() if v != usual[k]}      # so a new field renames no old run
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6]
     pyramid = c.pyramid.replace('C', '').replace(',', '') or '0'
     dataset = c.dataset.replace('+', 'plus')
@@ -106,8 +116,8 @@ def run_name(c:Config) -> str:
 def check_run_name(name:str) -> str:
     "`name` if it can be the name of a run, else `RRNError`."
     if re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,150}', name): return name
-    raise RRNError(f"run={name!r} cannot be the name of a run. Use letters, digits, '.', '_', '+' and '-', and begin with a letter or digit; "
-                   "another place for runs is given by `folder`.")
+    raise RRNError(f"run={name!r} cannot be the name of a run. Use letters, digits, '.', '_', '+' and '-', and begin "
+                   "with a letter or digit; another place for runs is given by `folder`.")
 
 def runs_folder(folder='') -> Path:
     "Where what is trained goes: `folder`, from the root of the project, or runs/, which git ignores."
@@ -139,8 +149,8 @@ class Run:
     def record(self) -> dict:
         "What is in config.json; `RRNError` if that is no record."
         found = read_json(self.folder/'config.json', 'run record')
-        if not isinstance(found, dict): raise RRNError(f"run record {self.folder/'config.json'} is no rrn configuration (it is no object).")
-        return found
+        if isinstance(found, dict): return found
+        raise RRNError(f"run record {self.folder/'config.json'} is no rrn configuration (it is no object).")
 
     def identity(self) -> dict:
         "What the run was made of; {} in records that are older than identities."
@@ -158,9 +168,11 @@ class Run:
         "The configuration in the run's record; fields that are newer than the record have their defaults."
         record = self.record()
         try: config = Config(**record['config'])
-        except (KeyError, TypeError, OverflowError, RRNError) as e: raise RRNError(f"run record {self.folder/'config.json'} is no rrn configuration ({e}).") from e
+        except (KeyError, TypeError, OverflowError, RRNError) as e:
+            raise RRNError(f"run record {self.folder/'config.json'} is no rrn configuration ({e}).") from e
         if record['config'].get('weights') == '' and not record.get('identity'):
-            raise RRNError(f"run {self.folder} was trained on a CNN with random weights that nobody kept. It cannot be opened; train it again.")
+            raise RRNError(f"run {self.folder} was trained on a CNN with random weights that nobody kept. "
+                           "It cannot be opened; train it again.")
         return config
 
     def vocabulary(self) -> Vocabulary:
@@ -192,7 +204,8 @@ def run_differences(run:Run, c:Config, identity:dict) -> list:
     return changed + identity_differences(run.identity(), identity)
 
 def start_record(run:Run, c:Config, vocabulary, identity:dict={}, **facts):
-    "Write configuration, identity and vocabulary at the start of a run; `RRNError`, and nothing written, if the folder belongs to another run."
+    """Write configuration, identity and vocabulary at the start of a run; `RRNError`, and nothing written, if the
+    folder belongs to another run."""
     if not run.exists: return _begin(run, c, vocabulary, identity, facts)
     check_same_run(run, c, identity)
     if not (run.folder/'vocabulary.json').exists(): write_json(run.folder/'vocabulary.json', vocabulary.to_dict())
@@ -202,9 +215,11 @@ def check_same_run(run:Run, c:Config, identity:dict):
     "`RRNError` if there is a run already that was made of something else."
     changed = run_differences(run, c, identity) if run.exists else []
     if changed:
-        raise RRNError(f"run {run.name} exists with another configuration or other data ({', '.join(changed)}). Choose another run name, or resume=False.")
+        raise RRNError(f"run {run.name} exists with another configuration or other data ({', '.join(changed)}). "
+                       "Choose another run name, or resume=False.")
     if identity and run.exists and not run.identity():
-        raise RRNError(f"run {run.name} was begun by an earlier version and does not say on which data. Choose another run name, or resume=False.")
+        raise RRNError(f"run {run.name} was begun by an earlier version and does not say on which data. "
+                       "Choose another run name, or resume=False.")
 
 def _begin(run, c, vocabulary, identity, facts):
     write_json(run.folder/'config.json', dict(config=asdict(c), identity=identity, **facts))
@@ -213,13 +228,13 @@ def _begin(run, c, vocabulary, identity, facts):
 def _go_on(run, facts):
     "Note what is other than when the run began, or last went on."
     record = run.record()
-    last = (record.get('continued') or [record])[-1]
-    if any(last.get(k) != facts[k] for k in ('code', 'versions', 'device') if k in facts):
-        here = {k: facts[k] for k in ('code', 'versions', 'device') if k in facts}
-        write_json(run.folder/'config.json', record | {'continued': [*record.get('continued', []), here]})
+    earlier = record.get('continued', [])
+    last, here = [record, *earlier][-1], {k: facts[k] for k in ('code', 'versions', 'device') if k in facts}
+    if any(last.get(k) != v for k, v in here.items()):
+        write_json(run.folder/'config.json', record | {'continued': [*earlier, here]})
 
 def finish_record(run:Run, **facts):
-    "Complete the record of a run whose weights are written: their SHA-256, the day, and facts such as the time it took."
+    "Complete the record of a run whose weights are written: their SHA-256, the day, and facts such as its duration."
     known = dict(weights=sha256_of(run.weights), finished=datetime.now(timezone.utc).strftime('%Y-%m-%d'))
     write_json(run.folder/'config.json', run.record() | known | facts)
 
@@ -242,18 +257,21 @@ def write_rows(run:Run, key:str, rows:pd.DataFrame):
 def fault_in_counts(rows:pd.DataFrame) -> str:
     "What is impossible about counts of pixels, in words; '' if nothing."
     numbers = rows[['intersection', 'union']].to_numpy()
-    if not np.issubdtype(numbers.dtype, np.number) or not np.isfinite(numbers).all(): return 'holds something that is no number'
-    if (numbers < 0).any() or (numbers != np.rint(numbers)).any(): return 'holds counts that are negative or no whole numbers'
+    finite = np.issubdtype(numbers.dtype, np.number) and np.isfinite(numbers).all()
+    if not finite: return 'holds something that is no number'
+    whole = (numbers >= 0).all() and (numbers == np.rint(numbers)).all()
+    if not whole: return 'holds counts that are negative or no whole numbers'
     if (rows.intersection > rows.union).any(): return 'holds intersections that are larger than their unions'
     return ''
 
 def read_rows(run:Run, key:str) -> pd.DataFrame:
-    "The counts that `write_rows` kept, in the order of evaluation; `RRNError` if they are missing, damaged or impossible."
+    "The counts that `write_rows` kept, in the order of evaluation; `RRNError` if they are missing or cannot be so."
     path = rows_file(run, key)
     again = f"evaluate the run again: papermill nbs/evaluate.ipynb out.ipynb -p run {run.name}"
     try: rows = pd.read_csv(path)
     except (OSError, EOFError, ValueError, zlib.error) as e: raise RRNError(f"{path} cannot be read ({e}); {again}")
-    if list(rows) != COUNT_COLUMNS: raise RRNError(f"{path} has the columns {list(rows)} instead of {COUNT_COLUMNS}; {again}.")
+    if list(rows) != COUNT_COLUMNS:
+        raise RRNError(f"{path} has the columns {list(rows)} instead of {COUNT_COLUMNS}; {again}.")
     fault = 'holds no counts' if rows.empty else fault_in_counts(rows)
     if fault: raise RRNError(f"{path} {fault}; {again}.")
     return rows
@@ -266,11 +284,15 @@ def add_metrics(run:Run, key:str, rows:pd.DataFrame, protocol:str,
                 samples=None,    # the expressions that were asked for; None: not recorded
                 **conditions     # threshold, crf
                ):
-    "Put the summary of evaluation rows under `key` ('<dataset> <split>') into the run's metrics.json, keeping the rest, and the rows' counts beside it."
-    if rows.empty: raise RRNError(f"{key}: no expression could be read, so there is nothing to record. See `rrn doctor`.")
+    """Put the summary of evaluation rows under `key` ('<dataset> <split>') into the run's metrics.json, keeping the
+    rest, and the rows' counts beside it."""
+    if rows.empty:
+        raise RRNError(f"{key}: no expression could be read, so there is nothing to record. See `rrn doctor`.")
     if samples is not None: conditions |= dict(data=data_fingerprint(samples), skipped=len(samples) - len(rows))
     entry = summary(rows) | {'protocol': protocol} | conditions
-    if entry.get('skipped'): print(f"{key}: {entry['skipped']:,} of {len(samples):,} expressions were skipped, since they could not be read; tables leave this run out.")
+    if entry.get('skipped'):
+        print(f"{key}: {entry['skipped']:,} of {len(samples):,} expressions were skipped, since they could not be "
+              "read; tables leave this run out.")
     with locked(run.folder, LOCK_PATIENCE, '.results-lock'):
         metrics = read_metrics(run.metrics) if run.metrics.exists() else {}
         _check_conditions(run, key, metrics.get(key, {}), entry)
@@ -279,15 +301,18 @@ def add_metrics(run:Run, key:str, rows:pd.DataFrame, protocol:str,
 
 def _check_conditions(run, key, old, new):
     "`RRNError` if an entry is there that was made under other conditions."
-    changed = [f'{k} {str(old[k])[:12]} -> {str(new[k])[:12]}' for k in EVALUATION_CONDITIONS if k in old and k in new and old[k] != new[k]]
-    if changed: raise RRNError(f"run {run.name} has results for {key!r} that were made otherwise ({', '.join(changed)}). Give these a name of their own: -p label NAME.")
+    changed = [f'{k} {str(old[k])[:12]} -> {str(new[k])[:12]}'
+               for k in EVALUATION_CONDITIONS if k in old and k in new and old[k] != new[k]]
+    if changed:
+        raise RRNError(f"run {run.name} has results for {key!r} that were made otherwise ({', '.join(changed)}). "
+                       "Give these a name of their own: -p label NAME.")
 
 def read_metrics(path) -> dict:
     "A run's metrics by data set and split; `RRNError` if the file holds something else."
     metrics = read_json(path, 'metrics')
     sound = lambda m: isinstance(m, dict) and all(type(m.get(name)) in (int, float) for name in (*METRICS, 'sentences'))
-    if not isinstance(metrics, dict) or not all(map(sound, metrics.values())): raise RRNError(f"{path} does not hold the metrics of a run; evaluate it again.")
-    return metrics
+    if isinstance(metrics, dict) and all(map(sound, metrics.values())): return metrics
+    raise RRNError(f"{path} does not hold the metrics of a run; evaluate it again.")
 
 # %% ../../nbs/3_experiments/00_record.ipynb #bbaf8980
 def find_run(name:str='',    # of a run, or its folder; '': the newest finished one
@@ -301,12 +326,13 @@ def find_run(name:str='',    # of a run, or its folder; '': the newest finished 
     if name and published_run(name).exists:
         raise RRNError(f"run {name} is published in {published_run(name).folder}, without its weights. "
                        "Train it again to ask it: its settings are in config.json there.")
-    if not there: raise RRNError(f"there is no finished run in {place}; train one first: papermill nbs/train.ipynb out.ipynb")
+    if not there:
+        raise RRNError(f"there is no finished run in {place}; train one first: papermill nbs/train.ipynb out.ipynb")
     return place/one_of('run', name, [p.parent.name for p in there]) if name else there[-1].parent
 
 # %% ../../nbs/3_experiments/00_record.ipynb #af71892d
 def papermill_output():
-    "The notebook that papermill is writing for this kernel, or None (in JupyterLab, or where processes cannot be seen)."
+    "The notebook that papermill is writing for this kernel; None in JupyterLab, or where processes cannot be seen."
     try: words = Path(f'/proc/{os.getppid()}/cmdline').read_bytes().decode().split('\0')
     except OSError: return None
     books = [w for w in words if w.endswith('.ipynb')]
@@ -316,6 +342,7 @@ def papermill_output():
 def keep_notebook(run:Run, name:str) -> str:
     "Copy the notebook being executed into the run's record; what was done, in words."
     source = papermill_output()
-    if source is None or not source.exists(): return f'not run by papermill: save this notebook as {name} in the run\'s folder to complete the record'
+    if source is None or not source.exists():
+        return f"not run by papermill: save this notebook as {name} in the run's folder to complete the record"
     with whole_file(run.folder/name) as f: f.write(source.read_text())
     return f'record complete: {name} is in the folder of run {run.name}'

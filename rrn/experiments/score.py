@@ -12,10 +12,11 @@ __all__ = ['PLACED', 'WARPED_SIZE', 'LOW', 'RELEASED_THRESHOLD', 'KEYS', 'BATCH'
            'score_table', 'difference_table', 'fault_table', 'protocol_notes', 'breakdowns', 'by_targets',
            'reading_note', 'score_page', 'against_parts', 'fault_parts', 'interval_note', 'comparison_note',
            'record_of_others', 'keep_scores', 'seed_key', 'data_fact', 'score_file', 'set_entry', 'scored_of',
-           'few_workers', 'safe_name', 'cleared', 'check_faultless', 'count_sets', 'data_note', 'score_predictions']
+           'few_workers', 'safe_name', 'cleared', 'check_faultless', 'count_sets', 'data_note', 'score_predictions',
+           'main']
 
 # %% ../../nbs/3_experiments/16_score.ipynb #4f497d7e
-import hashlib, os, re
+import hashlib, os, re, sys
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from ..common.command import as_command, WrongWords
 from ..common.core import code_version, derived_rng, one_of, process_pool, RRNError, versions, whole_file, write_json
 from ..data.datasets import open_dataset, READERS
 from ..data.doctor import data_folder
@@ -108,7 +110,7 @@ def count_pixels(masks:dict,          # protocol -> bool mask
         found[name] = (both, predicted + np.count_nonzero(target) - both, predicted)
     return found
 
-# %% ../../nbs/3_experiments/16_score.ipynb #2f6d6a51
+# %% ../../nbs/3_experiments/16_score.ipynb #a6bb7be6
 KEYS = ['sent_id', 'ref_id']
 
 def pick_key(entries:list,    # of `Entry`
@@ -126,16 +128,16 @@ def pick_key(entries:list,    # of `Entry`
     return key
 
 def fitting_key(ids:set, known:dict) -> str:
-    "The key with the fewest missing and foreign numbers. `RRNError` if both have as many."
-    apart = {key: len(ids ^ known[key]) for key in KEYS}
+    "The key with the fewest foreign numbers, of two with as many that with the fewest missing. `RRNError` for a tie."
+    apart = {key: (len(ids - known[key]), len(known[key] - ids)) for key in KEYS}
     if ids & set().union(*known.values()) and len(set(apart.values())) < 2:
-        raise RRNError("the predictions' numbers fit sent_id and ref_id alike; say which they are (--key sent_id, --key ref_id).")
+        raise RRNError("the predictions' numbers fit sent_id and ref_id alike; say which (--key sent_id or --key ref_id).")
     return min(KEYS, key=apart.get)
 
 def _no_match(key, ids, known):
     first = lambda numbers: ', '.join(map(str, sorted(numbers)[:5]))
-    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split, whose sent_id are "
-            f"{first(known['sent_id'])}, ..., and ref_id {first(known['ref_id'])}, ... Is it another split or data set?")
+    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split; its sent_id are "
+            f"{first(known['sent_id'])}, ..., its ref_id {first(known['ref_id'])}, ... Is it another split or data set?")
 
 # %% ../../nbs/3_experiments/16_score.ipynb #0594ffd6
 class Task(NamedTuple):
@@ -632,3 +634,12 @@ def score_predictions(
     text = score_page(a, b, f'{run.name} on {on}', data_note(opened), draws)
     with whole_file(place.with_suffix('.md')) as f: f.write(text)
     return place.with_suffix('.md')
+
+# %% ../../nbs/3_experiments/16_score.ipynb #e7412777
+@as_command('score', score_predictions)
+def main(predictions:tuple[str, ...], **given):
+    "Score anyone's masks under every protocol."
+    if not predictions: raise WrongWords('give predictions to score')
+    page = score_predictions(predictions, **given)
+    print(page.read_text())
+    print(f'written to {page}', file=sys.stderr)
