@@ -48,7 +48,7 @@ class Config:
     D_Q: int = 500                   # channels of q and of the hidden states
     word_forget_bias: float = 0.     # added to the word LSTM's forget gate
     pyramid: str = 'C5,C4,C3'        # maps that refine, in their order, of C1 to C5; '': no refinement
-    update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm, or another one's import path, 'module:Class'
+    update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm, or an import path, 'module:Class'
     activation: str = 'tanh'         # of the update function: 'tanh' or 'relu'
     normalise: str = ''              # layer norm: '', 'update' (plain, rnn), 'gates' or 'gates,cell' (lstm); in no text
     peepholes: bool = False          # whether the LSTM's gates see its cell; the text has none
@@ -85,8 +85,8 @@ class Config:
         return {name: getattr(self, name) for name in ('normalise', 'peepholes', 'forget_bias') if getattr(self, name)}
 
 # %% ../nbs/1_paper/06_model.ipynb #8084366e
-CHOICES = dict(tokenizer=['words', 'released'], protocol=['rrn', 'released'], activation=ACTIVATIONS, start=['q', 'zero'],
-               normalise=['', 'update', 'gates', 'gates,cell'],
+CHOICES = dict(tokenizer=['words', 'released'], protocol=['rrn', 'released'], activation=ACTIVATIONS,
+               start=['q', 'zero'], normalise=['', 'update', 'gates', 'gates,cell'],
                upsample=['probability', 'logits'], resolution=['image', 'feature'], reduction=['mean', 'sum'],
                mapping=['half_pixel', 'tf'], adam=['torch', 'tensorflow'], decay=['decoupled', 'l2'], precision=['fp32', 'bf16'])
 AT_LEAST_ONE = ['image_size', 'max_words', 'images_per_batch', 'embed_dim', 'D_I', 'D_S', 'D_Q', 'kernel', 'score_kernel', 'iterations', 'output_stride']
@@ -120,12 +120,14 @@ def check_config(c):
     for stage in filter(None, c.finetune.split(',')): one_of('finetune', stage, ['conv3', 'conv4', 'conv5'])
 
 def check_refinement(c):
-    "`RRNError` for an update function or options of it that there are not. An import path is followed when the network is made."
+    "`RRNError` for an update function, or options of it, that there are not. An import path is followed later."
     if ':' not in c.update: check_update(c.update, c.update_options())
     elif not re.fullmatch(r'[A-Za-z_][\w.]*:[A-Za-z_]\w*', c.update):
         raise RRNError(f"update={c.update!r} is no import path; give module:Class, such as update=my_module:MyUpdate.")
+    refines = c.pyramid and c.system == 'rrn'
     for name, value in c.update_options().items():
-        if not c.pyramid or c.system != 'rrn': raise RRNError(f"{name}={value!r} has no effect without refinement (pyramid={c.pyramid!r}, system={c.system!r}).")
+        where = f'pyramid={c.pyramid!r}, system={c.system!r}'
+        if not refines: raise RRNError(f"{name}={value!r} has no effect without refinement ({where}).")
 
 # %% ../nbs/1_paper/06_model.ipynb #6581d251
 _batched = dict(images_per_batch=4, sentences_per_image=8, clip=1., warmup=100, word_forget_bias=1., upsample='logits')

@@ -96,7 +96,7 @@ class Matrix:
     more_seeds: tuple = ()          # for the rows of `repeated`
     repeated: tuple = ('row1', 'row2', 'row5', 'row8', 'row9', 'row12')
     rows: tuple = tuple(TABLE1)     # of Table 1
-    extra_rows: dict = field(default_factory=dict)  # of Table 1 beside the paper's: name -> `System`; as text, see `given_rows`
+    extra_rows: dict = field(default_factory=dict)  # of Table 1 beside the paper's: {name: `System`}; see `given_rows`
     overrides: dict = field(default_factory=dict)   # fields of Config
     folder: str = ''                # of its runs; '': runs/, and published records where there are none
     fresh: bool = False             # whether published records are left alone, so that every run is made here
@@ -223,11 +223,13 @@ def _as_bool(name, value):
 def given_rows(text) -> dict:
     "'gru=update=mine:GRU activation=tanh; other=...' as {'gru': `System`, 'other': ...}."
     if isinstance(text, dict): return text
-    kinds = {f.name: f.type for f in fields(Config) if f.name not in ('dataset', 'split', 'seed')}      # the matrix decides these
+    decided = ('dataset', 'split', 'seed')                      # by the matrix
+    kinds = {f.name: f.type for f in fields(Config) if f.name not in decided}
     rows = {}
     for row in filter(None, map(str.strip, str(text).split(';'))):
         name, sign, words = row.partition('=')
-        if not sign or not words.strip(): raise RRNError(f"extra_rows: {row!r} is no row; write name=setting=value, such as gru=update=mine:GRU.")
+        if not sign or not words.strip():
+            raise RRNError(f"extra_rows: {row!r} is no row; write name=setting=value, such as gru=update=mine:GRU.")
         if name in rows: raise RRNError(f"extra_rows: {name} is there twice.")
         rows[name] = System(f'{name}: {words.strip()}', typed_settings(words.split(), kinds))
     return rows
@@ -412,7 +414,7 @@ def run_step(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
     if done.returncode: raise RRNError(f"{step} of run {name} failed; what it says stands above and in {folder/step}.ipynb.")
 
 def _with_modules_from_here() -> dict:
-    "The environment of a run: it starts elsewhere, and finds the modules of the working directory (update=mine:GRU) all the same."
+    "The environment of a run. It starts elsewhere, and finds the working directory's modules (update=mine:GRU) all the same."
     path = os.environ.get('PYTHONPATH')
     return os.environ | dict(PYTHONPATH=os.pathsep.join([*filter(None, [path]), os.getcwd()]))
 

@@ -120,16 +120,18 @@ def unknown_data(matrix:Matrix) -> list:
     return sorted({name for runs in trained if len(runs) > 1 for name in runs.get('', [])})
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #30e70002
-RIVALS = {'row5': 'minus row 5', 'row12': 'minus row 12'}      # what extra rows are compared with, and the columns for it
+RIVALS = {'row5': 'minus row 5', 'row12': 'minus row 12'}      # what extra rows are compared with: columns by row
 
 def difference_entry(matrix:Matrix, row, rival) -> dict:
-    "One cell in long form: overall IoU of an extra row minus that of `rival`. `RRNError` if they were scored on different images."
+    "One cell in long form: overall IoU of an extra row minus that of `rival`. `RRNError` if their images differ."
     cell = dict(table='table1', row=row, name=matrix.systems[row].name, column=RIVALS[rival], data=f'{matrix.main} val')
     a, b = (results(matrix, system, matrix.main, 'val') for system in (row, rival))
     if a is None or b is None: return cell
-    if not np.array_equal(a.images, b.images): raise RRNError(f"runs {' '.join(a.runs + b.runs)} were evaluated on different expressions; evaluate them again.")
+    runs = ' '.join(a.runs + b.runs)
+    if not np.array_equal(a.images, b.images):
+        raise RRNError(f"runs {runs} were evaluated on different expressions; evaluate them again.")
     found = paired_bootstrap(*((r.intersections, r.unions) for r in (a, b)), a.images)
-    return cell | dict(zip(('ours', 'low', 'high'), found), seeds=min(len(a.runs), len(b.runs)), runs=' '.join(a.runs + b.runs))
+    return cell | dict(zip(('ours', 'low', 'high'), found), seeds=min(len(a.runs), len(b.runs)), runs=runs)
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #53fb97c7
 TABLE_COLUMNS = ['table', 'row', 'name', 'column', 'data', 'ours', 'low', 'high', 'seeds', 'paper', 'runs']
@@ -141,7 +143,8 @@ def table_entry(table, row, name, column, dataset, split, matrix, system, metric
     return dict(table=table, row=row, name=name, column=column, data=f'{dataset} {split}', paper=paper_numbers().get((table, row, column))) | ours
 
 def table1(matrix:Matrix) -> pd.DataFrame:
-    "Table 1 in long form: the paper's 15 rows and extra ones x 6 metrics on the main data set's val. `RRNError` if runs are of different data."
+    """Table 1 in long form: the paper's 15 rows and extra ones x 6 metrics on the main data set's val. `RRNError` if runs
+    are of different data."""
     check_data(matrix)
     cells = [table_entry('table1', key, system.name, m, matrix.main, 'val', matrix, key, m)
              for key, system in matrix.table1.items() for m in METRICS1]
@@ -167,7 +170,8 @@ def printed_table(long:pd.DataFrame, latex=False) -> pd.DataFrame:
     "Rows by columns, as printed; columns in which there is nothing at all are left out."
     sign = lambda r: '+' if r.column in RIVALS.values() else ''
     texts = long.assign(text=[cell_text(r.ours, r.low, r.high, r.paper, latex, sign(r)) for r in long.itertuples()])
-    table = texts.pivot(index='row', columns='column', values='text').loc[long.row.unique(), long.column.unique()].fillna('')
+    table = texts.pivot(index='row', columns='column', values='text').fillna('')
+    table = table.loc[long.row.unique(), long.column.unique()]
     number = table.index.str.removeprefix('row') if long.table.iloc[0] == 'table1' else None
     table = table.loc[:, (table != '').any()]
     table.insert(0, 'model', long.drop_duplicates('row').set_index('row').name)
