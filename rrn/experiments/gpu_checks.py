@@ -43,7 +43,7 @@ from .record import provenance, Run
 from .report import render
 from ..loss import segmentation_loss
 from ..model import Config, preset, RRN
-from ..refine import ReleasedConvLSTM
+from ..refine import released_cell_from_tf
 from ..text import Vocabulary
 from ..train import batch_loss, make_engine, Plan, train, trained_weights
 
@@ -224,7 +224,7 @@ def cell_errors(device) -> dict:
     for name in sorted({k.split('/')[0] for k in arrays.files if k.endswith('/zero/c')}):
         k, peephole, normalize = (int(part[-1]) for part in name.split('_'))
         variables = arrays_below(arrays, f'{name}/var/')
-        cell = ReleasedConvLSTM.from_tf(variables, k, bool(peephole), bool(normalize)).to(device)
+        cell = released_cell_from_tf(variables, k, bool(peephole), bool(normalize)).to(device)
         with torch.no_grad(), tf32(False): h, _ = cell.run(x)
         found[name] = relative_error(h, np.moveaxis(arrays[f'{name}/zero/h'], -1, -3).copy())
     return found
