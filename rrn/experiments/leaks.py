@@ -345,6 +345,3 @@ def main(training:tuple[str, ...]=(),    # lists or folders of pictures, splits 
          **options):
     "Find pictures of val and test splits that were trained on."
     print(find_leaks(training, **options))
-
-# %% ../../nbs/3_experiments/17_leaks.ipynb #fef5f806
-if __name__ == '__main__' and '__file__' in globals(): main()
