@@ -124,7 +124,7 @@ def in_folder(path:Path, numbers='coco') -> Training:
     if not files: raise RRNError(f"there are no pictures below {path} ({', '.join(ENDINGS)}).")
     return Training(path.name, {picture_named(f.name) for f in files if FULL_NAME.fullmatch(f.stem)}, [], tuple(files))
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #36a8fbf1
+# %% ../../nbs/3_experiments/17_leaks.ipynb #8e2cf21e
 EXAMINED = ['unc', 'unc+', 'gref', 'gref-umd', 'referit', 'grefcoco']
 TRAINED = ['train', 'trainval']
 
@@ -159,8 +159,9 @@ def splits_in(dataset:str, root) -> list:
     return [one(name) for name in opened.splits]
 
 def picture_family(dataset:str) -> str:
-    "Whose numbers a data set's pictures have."
-    return 'coco' if dataset in (*REFER_SETS, 'grefcoco') else dataset
+    "Whose numbers a data set's pictures have. Drawn scenes are numbered by themselves, in the layout of those that they imitate."
+    kind = dataset.removeprefix('shapes-')
+    return 'coco' if kind in (*REFER_SETS, 'grefcoco') else kind
 
 def all_splits(root, datasets=EXAMINED) -> tuple:
     "(splits of the data sets that are here, names of those that are not)."
@@ -344,3 +345,6 @@ def main(training:tuple[str, ...]=(),    # lists or folders of pictures, splits 
          **options):
     "Find pictures of val and test splits that were trained on."
     print(find_leaks(training, **options))
+
+# %% ../../nbs/3_experiments/17_leaks.ipynb #fef5f806
+if __name__ == '__main__' and '__file__' in globals(): main()
