@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST_ONE', 'AT_LEAST_ZERO', 'BATCHED', 'RELEASED', 'PRESETS', 'SYSTEMS', 'Config', 'as_type',
-           'check_config', 'preset', 'one_map', 'Head', 'configured_cnn', 'RRN']
+           'check_config', 'check_refinement', 'preset', 'one_map', 'Head', 'configured_cnn', 'RRN']
 
 # %% ../nbs/1_paper/06_model.ipynb #201e5d1c
-import math
+import math, re
 from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from .common.core import one_of, Registry, RRNError
 from .fusion import Fusion, SentenceEncoder
 from .loss import bilinear
 from .common.pretrained import default_weights, RANDOM
-from .refine import ACTIVATIONS, parse_pyramid, Refinement, UPDATES
+from .refine import ACTIVATIONS, check_update, parse_pyramid, Refinement
 
 # %% ../nbs/1_paper/06_model.ipynb #1da02ed5
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ class Config:
     D_Q: int = 500                   # channels of q and of the hidden states
     word_forget_bias: float = 0.     # added to the word LSTM's forget gate
     pyramid: str = 'C5,C4,C3'        # maps that refine, in their order, of C1 to C5; '': no refinement
-    update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm
+    update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm, or an import path, 'module:Class'
     activation: str = 'tanh'         # of the update function: 'tanh' or 'relu'
+    normalise: str = ''              # layer norm: '', 'update' (plain, rnn), 'gates' or 'gates,cell' (lstm); in no text
+    peepholes: bool = False          # whether the LSTM's gates see its cell; the text has none
+    forget_bias: float = 0.          # added to the LSTM's forget gate in the beginning
     kernel: int = 1                  # of the update function; the text does not say, the program has 1
     start: str = 'q'                 # 'q': h_0 = q; 'zero': zero state, q is the first input
     score_kernel: int = 3            # of the last convolution
@@ -77,8 +80,13 @@ class Config:
 
     def __post_init__(self): check_config(self)
 
+    def update_options(self) -> dict:
+        "The update function's options that are set. What is not set is the function's own affair."
+        return {name: getattr(self, name) for name in ('normalise', 'peepholes', 'forget_bias') if getattr(self, name)}
+
 # %% ../nbs/1_paper/06_model.ipynb #8084366e
-CHOICES = dict(tokenizer=['words', 'released'], protocol=['rrn', 'released'], update=UPDATES, activation=ACTIVATIONS, start=['q', 'zero'],
+CHOICES = dict(tokenizer=['words', 'released'], protocol=['rrn', 'released'], activation=ACTIVATIONS,
+               start=['q', 'zero'], normalise=['', 'update', 'gates', 'gates,cell'],
                upsample=['probability', 'logits'], resolution=['image', 'feature'], reduction=['mean', 'sum'],
                mapping=['half_pixel', 'tf'], adam=['torch', 'tensorflow'], decay=['decoupled', 'l2'], precision=['fp32', 'bf16'])
 AT_LEAST_ONE = ['image_size', 'max_words', 'images_per_batch', 'embed_dim', 'D_I', 'D_S', 'D_Q', 'kernel', 'score_kernel', 'iterations', 'output_stride']
@@ -108,7 +116,18 @@ def check_config(c):
         raise RRNError("adam='tensorflow' has no decoupled weight decay; set decay='l2' or weight_decay=0.")
     if c.adam == 'torch' and c.bias_grad_scale != 1: raise RRNError(f"bias_grad_scale={c.bias_grad_scale} needs adam='tensorflow'.")
     parse_pyramid(c.pyramid)
+    check_refinement(c)
     for stage in filter(None, c.finetune.split(',')): one_of('finetune', stage, ['conv3', 'conv4', 'conv5'])
+
+def check_refinement(c):
+    "`RRNError` for an update function, or options of it, that there are not. An import path is followed later."
+    if ':' not in c.update: check_update(c.update, c.update_options())
+    elif not re.fullmatch(r'[A-Za-z_][\w.]*:[A-Za-z_]\w*', c.update):
+        raise RRNError(f"update={c.update!r} is no import path; give module:Class, such as update=my_module:MyUpdate.")
+    refines = c.pyramid and c.system == 'rrn'
+    for name, value in c.update_options().items():
+        where = f'pyramid={c.pyramid!r}, system={c.system!r}'
+        if not refines: raise RRNError(f"{name}={value!r} has no effect without refinement ({where}).")
 
 # %% ../nbs/1_paper/06_model.ipynb #6581d251
 BATCHED = dict(images_per_batch=4, sentences_per_image=8, clip=1., warmup=100, word_forget_bias=1., upsample='logits')
@@ -159,14 +178,14 @@ class Head(nn.Module):
                  config:Config,
                  channels:dict,          # 'C1'..'C5' -> channels of the CNN's maps
                  vocabulary_size:int,
-                 feature_size=None       # (h, w); needed only by the released cell, whose peepholes are per position
+                 feature_size=None       # (h, w) of the maps; needed by update functions with peepholes
                 ):
         super().__init__()
         c, self.config = config, config
         self.encoder = SentenceEncoder(vocabulary_size, c.embed_dim, c.D_S, c.word_forget_bias)
         self.fusion = Fusion(channels['C5'], c.D_I, c.D_S, c.D_Q)
-        cell = dict(size=feature_size) if c.update == 'released_lstm' else {}
-        self.refine = Refinement(channels, c.D_Q, c.pyramid, c.update, c.start, kernel=c.kernel, activation=c.activation, **cell)
+        self.refine = Refinement(channels, c.D_Q, c.pyramid, c.update, c.start, size=feature_size, kernel=c.kernel,
+                                 activation=c.activation, **c.update_options())
         self.score = nn.Conv2d(c.D_Q, 1, c.score_kernel, padding=c.score_kernel // 2)
 
     def localise(self, features, words, image_of=None):

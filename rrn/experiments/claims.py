@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..common.core import one_of, read_json, RRNError, whole_file
-from .matrix import (COLUMNS2, given_matrix, kind_of, Matrix, report_place, splits_of, SYSTEMS_OF_TABLES, TABLE1,
-                                    TABLE2, record_state)
+from .matrix import (COLUMNS2, given_matrix, kind_of, Matrix, report_place, splits_of, TABLE1, TABLE2,
+                                    record_state)
 from ..metrics import bootstrap_scores, Interval, percentiles
 from .record import published_runs
 from .report import markdown
@@ -30,7 +30,7 @@ SAME_WITHIN = 2.      # points within which two systems count as the same
 class Claim:
     "One comparison: system `a` against system `b`."
     text: str
-    a: tuple                   # (key of SYSTEMS_OF_TABLES, with a CRF?)
+    a: tuple                   # (key of `Matrix.systems`, with a CRF?)
     b: tuple
     expect: str                # of a - b: 'more' than 0, 'less', or the 'same' within `SAME_WITHIN`
     kinds: tuple = ()          # data sets that it is about; (): all where both systems exist
@@ -196,7 +196,7 @@ def settings_seen(matrix:Matrix) -> list:
     "Where the records of the systems on the main data set differ from the matrix: [{}, {'iterations': 1200}, ...], the matrix itself first."
     found, main = [{}], matrix.main
     for path in sorted(_records(matrix)):
-        systems = [s for s in SYSTEMS_OF_TABLES if path.parent.name.startswith(f"{matrix.prefix}{s}-{main.replace('+', 'plus')}-s")]
+        systems = [s for s in matrix.systems if path.parent.name.startswith(f"{matrix.prefix}{s}-{main.replace('+', 'plus')}-s")]
         record = read_json(path, 'run record')['config'] if systems else {}
         for system in systems:
             own = asdict(matrix.configuration(system, main, record['seed']))
@@ -217,12 +217,12 @@ def settings_title(changes:dict) -> str:
 def settings_scores(matrix:Matrix, settings:list) -> pd.DataFrame:
     "Overall IoU of every system, on the first split of each data set, a column for each of `settings`; only what there is in two of them."
     table2 = dict.fromkeys(s for _, s, _ in TABLE2)
-    wanted = [(s, matrix.main) for s in SYSTEMS_OF_TABLES] + [(s, d) for d in matrix.datasets if d != matrix.main for s in table2]
+    wanted = [(s, matrix.main) for s in matrix.systems] + [(s, d) for d in matrix.datasets if d != matrix.main for s in table2]
     lines = []
     for system, dataset in wanted:
         split = splits_of(dataset)[0]
         found = [results(with_settings(matrix, changes), system, dataset, split) for changes in settings]
-        lines.append([f'{system}: {SYSTEMS_OF_TABLES[system].name}', f'{kind_of(dataset)} {split}', *(r and r.interval() for r in found)])
+        lines.append([f'{system}: {matrix.systems[system].name}', f'{kind_of(dataset)} {split}', *(r and r.interval() for r in found)])
     return _compared(lines, ['system', 'data'], settings)
 
 def settings_table(matrix:Matrix, settings:list, claims=CLAIMS) -> pd.DataFrame:

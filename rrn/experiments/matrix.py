@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2', 'WITH_CRF', 'MOBILE',
            'SHAPES', 'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System',
-           'refinement_system', 'kind_of', 'Cell', 'Matrix', 'splits_of', 'check_matrix', 'given_matrix', 'result_keys',
-           'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
-           'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
-           'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone', 'settings_of',
-           'split_settings', 'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
+           'refinement_system', 'kind_of', 'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row', 'given_matrix',
+           'given_rows', 'result_keys', 'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts',
+           'published_record', 'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place',
+           'papermill_command', 'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot',
+           'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report',
+           'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
@@ -75,7 +76,7 @@ def kind_of(dataset): return dataset.removeprefix('shapes-')     # 'shapes-unc+'
 @dataclass(frozen=True)
 class Cell:
     "One run of a matrix."
-    system: str      # key of SYSTEMS_OF_TABLES
+    system: str      # key of `Matrix.systems`
     config: Config
     run: str         # its name
     splits: tuple    # to evaluate it on, the first while training
@@ -95,6 +96,7 @@ class Matrix:
     more_seeds: tuple = ()          # for the rows of `repeated`
     repeated: tuple = ('row1', 'row2', 'row5', 'row8', 'row9', 'row12')
     rows: tuple = tuple(TABLE1)     # of Table 1
+    extra_rows: dict = field(default_factory=dict)  # of Table 1 beside the paper's: {name: `System`}; see `given_rows`
     overrides: dict = field(default_factory=dict)   # fields of Config
     folder: str = ''                # of its runs; '': runs/, and published records where there are none
     fresh: bool = False             # whether published records are left alone, so that every run is made here
@@ -107,6 +109,12 @@ class Matrix:
     @property
     def subfolder(self): return '' if self.name == 'embedded' else self.name         # of reports/tables and reports/figures
 
+    @property
+    def systems(self): return SYSTEMS_OF_TABLES | self.extra_rows                    # all that it can train, by name
+
+    @property
+    def table1(self): return TABLE1 | self.extra_rows                                # rows of Table 1, by name
+
     def run(self, name) -> Run:
         "The run of that name, as it is trained here."
         return Run(runs_folder(self.folder)/name)
@@ -114,7 +122,7 @@ class Matrix:
     def configuration(self, system, dataset, seed) -> Config:
         "The configuration of a system on a data set."
         special = dict(split='trainval') if dataset == 'referit' else {}         # what Table 2 is trained on there
-        values = SYSTEMS_OF_TABLES[system].values | special | self.overrides
+        values = self.systems[system].values | special | self.overrides
         return preset(self.preset, **values | dict(dataset=dataset, seed=seed))
 
     def cell(self, system, dataset, seed=0) -> Cell:
@@ -129,10 +137,10 @@ class Matrix:
     def cells(self) -> list:
         "All runs: first every system once on the data set of Table 1, then the other data sets, then further seeds."
         table2 = list(dict.fromkeys(s for _, s, _ in TABLE2))
-        first = [(s, self.main) for s in dict.fromkeys([*self.rows, *table2])]
+        first = [(s, self.main) for s in dict.fromkeys([*self.rows, *self.extra_rows, *table2])]
         others = [(s, d) for s, d in product([*table2, 'row2'], self.datasets) if d != self.main]       # row 2 is Figure 5's baseline
         apart = [(s, self.main) for s in ABLATION_SYSTEMS if self.rows == tuple(TABLE1)]
-        again = [(s, self.main) for s in self.repeated if s in self.rows]
+        again = [(s, self.main) for s in [*self.repeated, *self.extra_rows] if s in self.rows or s in self.extra_rows]
         wanted = [(*p, seed) for seed in self.seeds for p in first + others] + [(*p, seed) for seed in self.more_seeds for p in again] + [(*p, self.seeds[0]) for p in apart]
         return [self.cell(*w) for w in dict.fromkeys(wanted)]
 
@@ -157,6 +165,15 @@ def check_matrix(m:Matrix):
         for seed in getattr(m, name): _check_seed(name, seed)
     for name in ('datasets', 'seeds'):
         if not getattr(m, name): raise RRNError(f"{name} is empty; give at least one.")
+    for name in m.extra_rows: check_row(m, name)
+
+def check_row(m:Matrix, name):
+    "`RRNError` for an extra row whose name is taken or cannot begin a run's name, or whose values cannot be."
+    if name in SYSTEMS_OF_TABLES: raise RRNError(f"extra_rows: there is a row {name} already. Choose another name.")
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,40}', name):
+        raise RRNError(f"extra_rows: {name!r} cannot name a row. Use letters, digits, '.', '_' and '-'.")
+    try: m.configuration(name, m.main, 0)
+    except RRNError as e: raise RRNError(f"extra_rows: row {name}: {e}") from e
 
 def _check_seed(name, seed):
     if type(seed) is int and 0 <= seed < 2**63: return
@@ -187,6 +204,7 @@ def _as_field(name, value, default):
     "A value for a field of `Matrix` whose default is another value of the right type."
     if isinstance(default, tuple): return _as_tuple(value)
     if isinstance(default, bool): return _as_bool(name, value)
+    if isinstance(default, dict): return given_rows(value)
     if isinstance(value, (str, int, float, Path)): return str(value)
     raise RRNError(f"{name}={value!r} should be text.")
 
@@ -200,6 +218,21 @@ def _as_bool(name, value):
     words = {'true': True, 'false': False}
     if str(value).lower() in words: return words[str(value).lower()]
     raise RRNError(f"{name}={value!r} should be true or false.")
+
+# %% ../../nbs/3_experiments/08_matrix.ipynb #29e70002
+def given_rows(text) -> dict:
+    "'gru=update=mine:GRU activation=tanh; other=...' as {'gru': `System`, 'other': ...}."
+    if isinstance(text, dict): return text
+    decided = ('dataset', 'split', 'seed')                      # by the matrix
+    kinds = {f.name: f.type for f in fields(Config) if f.name not in decided}
+    rows = {}
+    for row in filter(None, map(str.strip, str(text).split(';'))):
+        name, sign, words = row.partition('=')
+        if not sign or not words.strip():
+            raise RRNError(f"extra_rows: {row!r} is no row; write name=setting=value, such as gru=update=mine:GRU.")
+        if name in rows: raise RRNError(f"extra_rows: {name} is there twice.")
+        rows[name] = System(f'{name}: {words.strip()}', typed_settings(words.split(), kinds))
+    return rows
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #69493e5d
 RUN_STEPS = ['train', 'evaluate']
@@ -286,17 +319,20 @@ def papermill_command(notebook:str, out, **parameters) -> list:
     books, given = [safe(repo_root()/'nbs'/f'{notebook}.ipynb'), safe(out)], yaml.safe_dump(parameters)
     return [sys.executable, '-m', 'papermill', *books, '--no-progress-bar', f'--parameters_yaml={given}']
 
-def step_command(matrix:Matrix, cell:Cell, step, device='auto') -> list:
-    "The command that carries out a step of a cell."
-    place, root = matrix.run(cell.run).folder, dict(data_root=matrix.data_root) if matrix.data_root else {}
-    common = dict(run=cell.run, folder=matrix.folder, controls=False, device=device) | root
+def step_parameters(matrix:Matrix, cell:Cell, step, device='auto') -> dict:
+    "What the notebook of a step of a cell is given."
+    common = dict(run=cell.run, folder=matrix.folder, controls=False, device=device)
+    if matrix.data_root: common['data_root'] = matrix.data_root
     if one_of('step', step, RUN_STEPS) == 'evaluate':
         splits = [s for s in cell.splits if cell.crf or s != 'val']
-        how = dict(splits=','.join(splits), protocols=False, crf='torch' if cell.crf else 'none')
-        return papermill_command(step, place/'evaluate.ipynb', **how, **common)
+        return common | dict(splits=','.join(splits), protocols=False, crf='torch' if cell.crf else 'none')
     own = dict(dataset=cell.config.dataset, seed=cell.config.seed, split=cell.config.split)
-    values = SYSTEMS_OF_TABLES[cell.system].values | matrix.overrides | own
-    return papermill_command(step, place/'train.ipynb', preset=matrix.preset, **common, **values)
+    return common | dict(preset=matrix.preset) | matrix.systems[cell.system].values | matrix.overrides | own
+
+def step_command(matrix:Matrix, cell:Cell, step, device='auto') -> list:
+    "The command that carries out a step of a cell."
+    out = matrix.run(cell.run).folder/f'{step}.ipynb'
+    return papermill_command(step, out, **step_parameters(matrix, cell, step, device))
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #d9180047
 def gpu_places(per_gpu=1) -> int:
@@ -373,8 +409,14 @@ def run_step(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
     if is_made(matrix, cell, step): return
     folder.mkdir(parents=True, exist_ok=True)
     draw_scenes(matrix, cell)
-    with device_slot(per_gpu=runs_per_gpu) as device: done = subprocess.run(step_command(matrix, cell, step, device), cwd=repo_root())
+    with device_slot(per_gpu=runs_per_gpu) as device:
+        done = subprocess.run(step_command(matrix, cell, step, device), cwd=repo_root(), env=_with_modules_from_here())
     if done.returncode: raise RRNError(f"{step} of run {name} failed; what it says stands above and in {folder/step}.ipynb.")
+
+def _with_modules_from_here() -> dict:
+    "The environment of a run. It starts elsewhere, and finds the working directory's modules (update=mine:GRU) all the same."
+    path = os.environ.get('PYTHONPATH')
+    return os.environ | dict(PYTHONPATH=os.pathsep.join([*filter(None, [path]), os.getcwd()]))
 
 def make_report(matrix_settings:dict, kind):
     "Execute the notebook `kind`, 'tables' or 'figures'. Raises `RRNError` if it fails."
