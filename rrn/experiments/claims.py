@@ -194,7 +194,7 @@ def with_settings(matrix:Matrix, changes:dict) -> Matrix:
 
 def settings_seen(matrix:Matrix) -> list:
     "Where the records of the systems on the main data set differ from the matrix: [{}, {'iterations': 1200}, ...], the matrix itself first."
-    found, main = [{}], matrix.main
+    found, main = [{}], matrix.main_dataset
     for path in sorted(_records(matrix)):
         systems = [s for s in matrix.systems if path.parent.name.startswith(f"{matrix.prefix}{s}-{main.replace('+', 'plus')}-s")]
         record = read_json(path, 'run record')['config'] if systems else {}
@@ -217,7 +217,7 @@ def settings_title(changes:dict) -> str:
 def settings_scores(matrix:Matrix, settings:list) -> pd.DataFrame:
     "Overall IoU of every system, on the first split of each data set, a column for each of `settings`; only what there is in two of them."
     table2 = dict.fromkeys(s for _, s, _ in TABLE2)
-    wanted = [(s, matrix.main) for s in matrix.systems] + [(s, d) for d in matrix.datasets if d != matrix.main for s in table2]
+    wanted = [(s, matrix.main_dataset) for s in matrix.systems] + [(s, d) for d in matrix.datasets if d != matrix.main_dataset for s in table2]
     lines = []
     for system, dataset in wanted:
         split = splits_of(dataset)[0]
@@ -227,7 +227,7 @@ def settings_scores(matrix:Matrix, settings:list) -> pd.DataFrame:
 
 def settings_table(matrix:Matrix, settings:list, claims=CLAIMS) -> pd.DataFrame:
     "The claims' differences on the main data set's validation split, a column for each of `settings`; only what there is in two of them."
-    kind = kind_of(matrix.main)
+    kind = kind_of(matrix.main_dataset)
     checked = [c for c in claims if not c.against and (kind, 'val') in claim_splits(c)]
     ours = lambda c, changes: (our_difference(c, with_settings(matrix, changes), kind, 'val') or [None])[0]
     return _compared([[c.text, paper_difference(c, kind, 'val'), *(ours(c, changes) for changes in settings)] for c in checked], ['claim', 'paper'], settings)
@@ -242,9 +242,9 @@ def settings_page(matrix:Matrix, settings:list) -> str:
     def shown(table, sign):
         text = lambda v: f'{v.value:{sign}.1f} [{v.low:{sign}.1f} to {v.high:{sign}.1f}]' if isinstance(v, Interval) else f'{v:+.2f}' if isinstance(v, float) and not pd.isna(v) else v
         return markdown(table.astype(object).map(text))
-    return '\n'.join(['# Scores and claims under other settings', '', f'On {matrix.note}; "as the tables" is preset `{matrix.preset}` with {matrix.configuration("row5", matrix.main, 0).iterations:,} steps. One seed or more, with 95 % intervals of a bootstrap',
+    return '\n'.join(['# Scores and claims under other settings', '', f'On {matrix.note}; "as the tables" is preset `{matrix.preset}` with {matrix.configuration("row5", matrix.main_dataset, 0).iterations:,} steps. One seed or more, with 95 % intervals of a bootstrap',
                       'over images. Only what exists in at least two settings. Nothing was chosen by these numbers.', '',
-                      '## Overall IoU', '', shown(settings_scores(matrix, settings), ''), '', f'## Claims, on {kind_of(matrix.main)} val', '', shown(settings_table(matrix, settings), '+'), ''])
+                      '## Overall IoU', '', shown(settings_scores(matrix, settings), ''), '', f'## Claims, on {kind_of(matrix.main_dataset)} val', '', shown(settings_table(matrix, settings), '+'), ''])
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #2bcc32ec
 def write_claims(matrix:Matrix, folder=None):

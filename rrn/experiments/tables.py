@@ -124,8 +124,8 @@ RIVALS = {'row5': 'minus row 5', 'row12': 'minus row 12'}      # what extra rows
 
 def difference_entry(matrix:Matrix, row, rival) -> dict:
     "One cell in long form: overall IoU of an extra row minus that of `rival`. `RRNError` if their images differ."
-    cell = dict(table='table1', row=row, name=matrix.systems[row].name, column=RIVALS[rival], data=f'{matrix.main} val')
-    a, b = (results(matrix, system, matrix.main, 'val') for system in (row, rival))
+    cell = dict(table='table1', row=row, name=matrix.systems[row].name, column=RIVALS[rival], data=f'{matrix.main_dataset} val')
+    a, b = (results(matrix, system, matrix.main_dataset, 'val') for system in (row, rival))
     if a is None or b is None: return cell
     runs = ' '.join(a.runs + b.runs)
     if not np.array_equal(a.images, b.images):
@@ -146,7 +146,7 @@ def table1(matrix:Matrix) -> pd.DataFrame:
     """Table 1 in long form: the paper's 15 rows and extra ones x 6 metrics on the main data set's val. `RRNError` if runs
     are of different data."""
     check_data(matrix)
-    cells = [table_entry('table1', key, system.name, m, matrix.main, 'val', matrix, key, m)
+    cells = [table_entry('table1', key, system.name, m, matrix.main_dataset, 'val', matrix, key, m)
              for key, system in matrix.table1.items() for m in METRICS1]
     differences = [difference_entry(matrix, row, rival) for row, rival in product(matrix.extra_rows, RIVALS)]
     return pd.DataFrame(cells + differences, columns=TABLE_COLUMNS)
