@@ -32,28 +32,6 @@ from .score import all_scores, few_workers, FORMAT, score_table, Scored, scored_
 
 imagehash = optional_module('imagehash', 'comparing pictures by their look')
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #084cf88d
-import contextlib, io, re
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Literal, NamedTuple
-import numpy as np
-import pandas as pd
-from PIL import Image
-from ..common.command import as_command
-from ..common.core import as_path, file_bytes, one_of, optional_module, read_json, RRNError, whole_file, write_json
-from ..common.pictures import read_image
-from ..common.untrusted import safe_load
-from ..data.datasets import open_dataset
-from ..data.doctor import data_folder, map_in_workers
-from ..data.refer import REFER_SETS
-from .predictions import json_objects
-from .report import markdown
-from .score import all_scores, few_workers, FORMAT, score_table, Scored, scored_of
-
-imagehash = optional_module('imagehash', 'comparing pictures by their look')
-
 # %% ../../nbs/3_experiments/17_leaks.ipynb #0ff78255
 COCO_NAME = re.compile(r'(?:COCO_(?:train|val|test)\d{4}_)?0*(\d{1,12})(?:_\d+)?')
 FULL_NAME = re.compile(r'(?:COCO_(?:train|val|test)\d{4}_)?\d{12}(?:_\d+)?')
@@ -146,7 +124,7 @@ def in_folder(path:Path, numbers='coco') -> Training:
     if not files: raise RRNError(f"there are no pictures below {path} ({', '.join(ENDINGS)}).")
     return Training(path.name, {picture_named(f.name) for f in files if FULL_NAME.fullmatch(f.stem)}, [], tuple(files))
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #36a8fbf1
+# %% ../../nbs/3_experiments/17_leaks.ipynb #8e2cf21e
 EXAMINED = ['unc', 'unc+', 'gref', 'gref-umd', 'referit', 'grefcoco']
 TRAINED = ['train', 'trainval']
 
@@ -181,8 +159,9 @@ def splits_in(dataset:str, root) -> list:
     return [one(name) for name in opened.splits]
 
 def picture_family(dataset:str) -> str:
-    "Whose numbers a data set's pictures have."
-    return 'coco' if dataset in (*REFER_SETS, 'grefcoco') else dataset
+    "Whose numbers a data set's pictures have. Drawn scenes are numbered by themselves, in the layout of those that they imitate."
+    kind = dataset.removeprefix('shapes-')
+    return 'coco' if kind in (*REFER_SETS, 'grefcoco') else kind
 
 def all_splits(root, datasets=EXAMINED) -> tuple:
     "(splits of the data sets that are here, names of those that are not)."
@@ -369,9 +348,3 @@ def main(training:tuple[str, ...]=(),    # lists or folders of pictures, splits 
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #fef5f806
 if __name__ == '__main__' and '__file__' in globals(): main()
-
-# %% ../../nbs/3_experiments/17_leaks.ipynb #3b18fb00
-@as_command('leaks', find_leaks)
-def main(training:tuple[str, ...]=(), **given):
-    "Find pictures of val and test that were trained on."
-    print(find_leaks(training, **given))

@@ -26,32 +26,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from ..common.command import as_command
-from ..common.core import code_version, derived_rng, one_of, process_pool, RRNError, versions, whole_file, write_json
-from ..data.datasets import open_dataset, READERS
-from ..data.doctor import data_folder
-from ..evaluate import BINS, breakdown
-from .claims import verdict
-from .predictions import (as_values, detected_kind, Entry, Nothing, open_predictions, PREDICTION_KINDS,
-                                         Predictions)
-from .protocols import resized_mask, PROTOCOLS
-from .record import add_metrics, check_run_name, data_fingerprint, Run, runs_folder
-from .report import markdown
-from .tables import cell_text
-from ..image import fit, Placement, unplace
-from ..metrics import bootstrap_scores, Interval, percentiles, sample_iou, THRESHOLDS
-
-# %% ../../nbs/3_experiments/16_score.ipynb #4f497d7e
-import hashlib, os, re, sys
-from collections import Counter, defaultdict, deque
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import chain, islice
-from pathlib import Path
-from typing import Literal, NamedTuple
-import numpy as np
-import pandas as pd
-import torch
 from ..common.command import as_command, WrongWords
 from ..common.core import code_version, derived_rng, one_of, process_pool, RRNError, versions, whole_file, write_json
 from ..data.datasets import open_dataset, READERS
@@ -667,18 +641,10 @@ def score_predictions(
 def main(predictions:tuple[str, ...],    # folder of PNGs, .json, .jsonl, .npz or .parquet; several: seeds of one system
          **options):
     "Score anyone's masks, with intervals."
+    if not predictions: raise WrongWords('give predictions to score')
     made = score_predictions(predictions, **options)
     print(made.read_text())
     print(f'This page is {made}; beside it are the score file, {made.with_suffix(".json").name}, and the record.')
 
 # %% ../../nbs/3_experiments/16_score.ipynb #fef5f806
 if __name__ == '__main__' and '__file__' in globals(): main()
-
-# %% ../../nbs/3_experiments/16_score.ipynb #e7412777
-@as_command('score', score_predictions)
-def main(predictions:tuple[str, ...], **given):
-    "Score anyone's masks under every protocol."
-    if not predictions: raise WrongWords('give predictions to score')
-    page = score_predictions(predictions, **given)
-    print(page.read_text())
-    print(f'written to {page}', file=sys.stderr)
