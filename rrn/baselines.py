@@ -110,13 +110,15 @@ class RMIHead(nn.Module):
 class VGG16FCN(Backbone):
     "VGG-16 with fc6, fc7 and fc8 as convolutions; C5 is the map of class scores at stride 32."
     def __init__(self,
-                 weights=None,               # None (random), 'imagenet' (torchvision's), or a file of a torchvision VGG-16
+                 weights=None,               # None (random), 'imagenet' (torchvision's), or a file of its VGG-16
                  output_stride=32,           # 32; there is no other
                  widths=(4096, 4096, 1000)   # outputs of fc6, fc7, fc8
                 ):
         from torchvision.models import vgg
-        if output_stride != 32: raise RRNError(f"vgg16_fcn has a stride of 32, not {output_stride}; set output_stride=32.")
-        super().__init__('vgg16_fcn', dict(C5=widths[2]), dict(C5=32), dict(C4='conv', C5='fc8'), *COLOUR_STATISTICS['imagenet'])
+        if output_stride != 32:
+            raise RRNError(f"vgg16_fcn has a stride of 32, not {output_stride}; set output_stride=32.")
+        super().__init__('vgg16_fcn', dict(C5=widths[2]), dict(C5=32), dict(C4='conv', C5='fc8'),
+                         *COLOUR_STATISTICS['imagenet'])
         self.conv = vgg.make_layers(vgg.cfgs['D'])
         for layer in self.conv:
             if isinstance(layer, nn.MaxPool2d): layer.ceil_mode = True           # TensorFlow's SAME: no row is dropped
@@ -133,11 +135,15 @@ class VGG16FCN(Backbone):
 def as_convolutions(state:dict   # of a torchvision VGG-16
                    ) -> dict:
     "The same weights under the names and shapes of `VGG16FCN`."
-    layer = {'features': 'conv', 'classifier.0': 'fc6', 'classifier.3': 'fc7', 'classifier.6': 'fc8'}
-    named = {f"{layer[old]}{name.removeprefix(old)}": w for old in layer for name, w in state.items() if name.startswith(f'{old}.')}
-    side = {'fc6.weight': 7, 'fc7.weight': 1, 'fc8.weight': 1}
-    square = lambda n, w: w.unflatten(1, (-1, side[n], side[n])) if n in side and w.ndim == 2 and w.shape[1] % side[n]**2 == 0 else w
-    return {n: square(n, w) for n, w in named.items()} or state
+    layers = {'features': 'conv', 'classifier.0': 'fc6', 'classifier.3': 'fc7', 'classifier.6': 'fc8'}
+    named = {name.replace(old, new, 1): w for old, new in layers.items()
+             for name, w in state.items() if name.startswith(f'{old}.')}
+    return {name: _as_kernel(name, w) for name, w in named.items()} or state
+
+def _as_kernel(name, w):
+    "The matrix (out, C k k) of a fully connected layer as a kernel (out, C, k, k); other tensors as they are."
+    side = {'fc6.weight': 7, 'fc7.weight': 1, 'fc8.weight': 1}.get(name)
+    return w.unflatten(1, (-1, side, side)) if side and w.ndim == 2 and w.shape[1] % side**2 == 0 else w
 
 # %% ../nbs/1_paper/14_baselines.ipynb #8ef40374
 def upsampling(stride:int   # even
@@ -172,15 +178,15 @@ class LSTMCNNHead(nn.Module):
         self.up = upsampling(stride) if c.resolution == 'image' else None
 
     def forward(self, features, words, image_of=None, size=None):
-        "Logits (S, 1, H, W) at the picture's resolution, or (S, 1, h, w) in the low-resolution stage; arguments as of `Head`."
+        "Logits (S, 1, H, W) at the picture's resolution, or (S, 1, h, w) in the low-resolution stage; see `Head`."
         if self.config.blind: words = torch.zeros_like(words)
         logits = self.score(self.fusion(features['C5'], self.encoder(words), image_of))      # (S, 1, h, w)
         if self.up is not None: logits = self.up(logits)                                     # (S, 1, H, W)
         return logits if size is None else bilinear(logits.float(), size, self.config.mapping)
 
 # %% ../nbs/1_paper/14_baselines.ipynb #57a9e2b2
-VOC = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant
-sheep sofa train tvmonitor""".split()
+VOC = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person
+         pottedplant sheep sofa train tvmonitor""".split()
 
 class SegmentationModel(nn.Module):
     "A CNN and a head of class scores (Figure 1 b)."
@@ -210,7 +216,8 @@ def torchvision_deeplab(weights='deeplab'   # 'deeplab' or a file of DeepLabV3-R
     backbone = ResNet101(weights)
     state = cnn_state('resnet101', weights)
     head = DeepLabHead(2048, len(VOC))
-    fit_weights(head, {k.removeprefix('classifier.'): v for k, v in state.items() if k.startswith('classifier.')}, f"weights {weights}")
+    classifier = {k.removeprefix('classifier.'): v for k, v in state.items() if k.startswith('classifier.')}
+    fit_weights(head, classifier, f"weights {weights}")
     return SegmentationModel(backbone, head).eval()
 
 # %% ../nbs/1_paper/14_baselines.ipynb #ce249060

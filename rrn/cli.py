@@ -32,7 +32,7 @@ def summary_of(place:str) -> str:
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
     return ast.get_docstring(function).splitlines()[0]
 
-# %% ../nbs/5_doors/cli.ipynb #973fb1ef
+# %% ../nbs/5_doors/cli.ipynb #f77ae8ed
 def show_commands(words):
     "The help of `rrn`; ends the program."
     import tyro
@@ -40,9 +40,9 @@ def show_commands(words):
         def function(): pass
         function.__doc__ = about
         return function
-    tyro.extras.subcommand_cli_from_dict({name: stand_in(summary_of(place)) for name, place in COMMANDS.items()}, prog='rrn', args=words,
-        description='Referring image segmentation via recurrent refinement networks. `rrn COMMAND --help` tells more of a command.',
-        use_underscores=True)
+    about = 'Referring image segmentation via recurrent refinement networks. More of a command: rrn COMMAND --help'
+    functions = {name: stand_in(summary_of(place)) for name, place in COMMANDS.items()}
+    tyro.extras.subcommand_cli_from_dict(functions, prog='rrn', args=words, description=about, use_underscores=True)
 
 def main(argv=None) -> int:
     "`rrn COMMAND ...`; the exit status."

@@ -5,7 +5,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from rrn.baselines import (LSTMCNNHead, mobile_deeplab, stretch, torchvision_deeplab, upsampling, VGG16FCN, VOC)
+from rrn.backbone import build_backbone, freeze
+from rrn.baselines import (LSTMCNNHead, mobile_deeplab, PooledHead, SegmentationModel, stretch, torchvision_deeplab,
+                           upsampling, VGG16FCN, VOC)
 from rrn.common.core import RRNError
 from rrn.fusion import l2_normalise
 from rrn.image import bilinear_tf
@@ -188,3 +190,70 @@ def test_mobile_deeplab_finds_people(mobile, shared):
         assert got.shape == mask.shape and mobile(torch.from_numpy(picture).permute(2, 0, 1)[None]).shape == (1, 21, *mask.shape)
         intersection += (got & mask).sum(); union += (got | mask).sum()
     assert .7 < intersection / union < .97
+
+
+CHANNELS, TINY = dict(C3=6, C4=8, C5=10), dict(embed_dim=5, D_I=6, D_S=7, D_Q=8)
+
+
+@pytest.fixture
+def asked():
+    "Maps of two images and four sentences about them, the last of which says nothing."
+    torch.manual_seed(0)
+    features = {m: torch.randn(2, c, 3, 5) for m, c in CHANNELS.items()}
+    words = torch.tensor([[0, 0, 3, 0], [4, 5, 6, 2], [0, 0, 7, 8], [0, 0, 0, 0]])
+    return features, words, torch.tensor([1, 0, 1, 0])
+
+
+def head_of(system, **values): return SYSTEMS[system](preset('released', **dict(score_kernel=1, **TINY) | values), CHANNELS, 20)
+
+
+def test_rmi_is_finite_in_half_precision(asked):
+    features, words, image_of = asked
+    rmi = head_of('rmi')
+    with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
+        assert rmi({'C5': features['C5'] * 1e4}, words, image_of).isfinite().all()
+        assert rmi.read(features, words, image_of).dtype == torch.float32
+
+
+@pytest.mark.parametrize('system', ['rmi', 'lstm-cnn'])
+def test_sentences_need_their_images(asked, system):
+    with pytest.raises(RRNError, match='image_of'): head_of(system)(*asked[:2])
+
+
+def test_vgg_and_its_stages(tmp_path):
+    with torch.no_grad(): assert VGG16FCN(widths=(6, 5, 4)).eval()(torch.zeros(1, 3, 33, 65))['C5'].shape == (1, 4, 2, 3)
+    tuned = freeze(VGG16FCN(widths=(6, 5, 4)), ['conv5'])
+    assert {n.split('.')[0] for n, p in tuned.named_parameters() if p.requires_grad} == {'fc6', 'fc7', 'fc8'}
+    with pytest.raises(RRNError, match='set output_stride=32'): build_backbone('vgg16_fcn')
+    with torch.device('meta'): assert build_backbone('vgg16_fcn', output_stride=32).channels == dict(C5=1000)
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs['D'])
+    state = {f'features.{k}': v for k, v in features.state_dict().items()}
+    for i, (a, b) in zip((0, 3, 6), ((512 * 49, 6), (6, 5), (5, 4))):
+        state |= {f'classifier.{i}.weight': torch.zeros(b, a), f'classifier.{i}.bias': torch.zeros(b)}
+    torch.save(state, tmp_path/'vgg.pth')
+    VGG16FCN(tmp_path/'vgg.pth', widths=(6, 5, 4))
+    with pytest.raises(RRNError, match='fc6.weight'): VGG16FCN(tmp_path/'vgg.pth', widths=(7, 5, 4))
+
+
+def test_stages_of_lstm_cnn(asked):
+    features, words, image_of = asked
+    wide = LSTMCNNHead(preset('released', image_size=96, **TINY), CHANNELS, 20, (12, 12))
+    assert wide(features, words, image_of).shape == (4, 1, 24, 40)
+    high, low = head_of('lstm-cnn'), head_of('lstm-cnn', resolution='feature')
+    assert high(features, words, image_of)[3].std() > 0 and not high.encoder(words)[3].eq(0).any()      # padding is read
+    assert low(features, words, image_of).shape == (4, 1, 3, 5)
+    assert high.load_state_dict(low.state_dict(), strict=False).missing_keys == ['up.weight']
+    assert high(features, words, image_of).allclose(upsampling(32)(low(features, words, image_of)), atol=1e-6)
+
+
+def test_classes_of_a_segmentation_model():
+    model, pictures = SegmentationModel(build_backbone('small')).eval(), torch.randint(256, (2, 3, 33, 50))
+    assert sum(model.masks(pictures, n).int() for n in VOC).eq(1).all() and len(VOC) == 21
+    with pytest.raises(RRNError, match="Did you mean 'person'"): model.masks(pictures, 'persons')
+
+
+def test_damaged_and_narrow_heads(tmp_path):
+    torch.save(PooledHead(), tmp_path/'model.pth')
+    torch.save(PooledHead(5).state_dict(), tmp_path/'narrow.pth')
+    for bad in ('model.pth', 'narrow.pth'):
+        with pytest.raises(RRNError): mobile_deeplab(tmp_path/'none.pth', tmp_path/bad)

@@ -31,12 +31,13 @@ def ends(words, capsys) -> tuple:
 
 def options_in(text) -> dict:
     "Option -> (comment, default) in a page of help."
-    plain = ' '.join(' '.join(line.strip('│╭╮╰╯─ ') for line in text.splitlines()).split()).replace('--help', '')
+    rows = [line.strip('│╭╮╰╯─ ') for line in text.splitlines()]
+    plain = ' '.join(' '.join(rows).split()).replace('--help', '')
     found = re.findall(r' --(\w+)(?:, --no_\w+| [A-Z]+)* (.*?)\((?:default: (.*?)|required)\)(?= |$)', plain)
     return {name: (comment.strip(), default) for name, comment, default in found}
 
 
-# ---- help --------------------------------------------------------------------------------------------------------------------
+# ---- help ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_every_option_has_a_comment(name, capsys):
@@ -55,6 +56,14 @@ def test_help_shows_every_field_with_the_default_of_the_preset(capsys):
     assert set(options_in(ends(['evaluate', '--help'], capsys)[1])) == {f.name for f in fields(EvaluationOptions)}
 
 
+def test_help_names_every_data_set(capsys):
+    from rrn.data.datasets import READERS
+    from rrn.data.download import DATASETS
+    for command, names in dict(train=READERS, doctor=READERS, score=READERS, download=DATASETS).items():
+        words = re.findall(r'[\w+-]+', ends([command, '--help'], capsys)[1])
+        assert {name for name in names if not name.startswith('shapes-')} <= set(words), command
+
+
 def test_a_functions_comments_are_its_help(capsys):
     "What `examine` says of its parameters is what `rrn doctor` says."
     from rrn.data.doctor import examine
@@ -62,10 +71,17 @@ def test_a_functions_comments_are_its_help(capsys):
     for name in ('workers', 'limit'): assert shown[name][0] == parameter_comments(examine)[name]
 
 
+LISTS = """
+import sys
+from rrn.cli import main
+try: main(['--help'])
+finally: print([m for m in ('torch', 'numpy') if m in sys.modules])
+"""
+
+
 def test_the_list_of_commands_loads_nothing():
     "In a process of its own: a line for each command, without PyTorch."
-    script = 'import sys; from rrn.cli import main\ntry: main(["--help"])\nfinally: print([m for m in ("torch", "numpy") if m in sys.modules])'
-    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=REPO)
+    done = subprocess.run([sys.executable, '-c', LISTS], capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 0 and done.stdout.endswith('[]\n'), done.stderr
     for name in COMMANDS:
         assert re.search(rf'• {name} +[A-Z].*\. ', done.stdout), name
@@ -79,7 +95,7 @@ def test_argparse_is_gone():
     assert not [p for p in REPO.glob('rrn/**/*.py') if 'argparse' in p.read_text()]
 
 
-# ---- settings ----------------------------------------------------------------------------------------------------------------
+# ---- settings --------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def told(monkeypatch):
@@ -90,18 +106,29 @@ def told(monkeypatch):
     return given
 
 
-@pytest.mark.parametrize('line', ['--dataset unc --data-root d --lr 1e-3 --no-resume', '--dataset=unc --data_root=d --lr=.001 --resume False',
-    '-p dataset unc -p data_root d -p lr 1e-3 -p resume False', '-p dataset=unc -p data_root=d -p lr=1e-3 -p resume=false',
-    'dataset=unc data_root=d lr=1e-3 resume=False', '--dataset gref --dataset unc data_root=d -p lr 1e-3 --no_resume'])
+WAYS = """
+--dataset unc --data-root d --lr 1e-3 --no-resume
+--dataset=unc --data_root=d --lr=.001 --resume False
+-p dataset unc -p data_root d -p lr 1e-3 -p resume False
+-p dataset=unc -p data_root=d -p lr=1e-3 -p resume=false
+dataset=unc data_root=d lr=1e-3 resume=False
+--dataset gref --dataset unc data_root=d -p lr 1e-3 --no_resume
+"""
+
+
+@pytest.mark.parametrize('line', WAYS.strip().splitlines())
 def test_only_what_is_given_is_told(line, told, capsys):
     assert ends(['train', *line.split()], capsys)[0] == 0
     assert told == [dict(dataset='unc', data_root='d', lr=1e-3, resume=False)]
 
 
-@pytest.mark.parametrize('words, given', [([], {}), (['--mirror'], dict(mirror=True)), (['--no-mirror'], dict(mirror=False)),
-    (['--run', 'a=b'], dict(run='a=b')), (['run=a=b'], dict(run='a=b')), (['pyramid='], dict(pyramid='')), (['clip=-1'], dict(clip=-1.)),
-    (['--update', 'mine:GRU'], dict(update='mine:GRU')), (['--preset', 'paper'], dict(preset='paper')), (['-p', 'D_Q', '7'], dict(D_Q=7)),
-    (['--D-Q', '7'], dict(D_Q=7)), (['--vocabulary', 'resume'], dict(vocabulary='resume'))])
+@pytest.mark.parametrize('words, given', [
+    ([], {}), (['--mirror'], dict(mirror=True)), (['--no-mirror'], dict(mirror=False)),
+    (['pyramid='], dict(pyramid='')), (['--run', 'a=b'], dict(run='a=b')), (['run=a=b'], dict(run='a=b')),
+    (['clip=-1'], dict(clip=-1.)),
+    (['--update', 'mine:GRU'], dict(update='mine:GRU')), (['--preset', 'paper'], dict(preset='paper')),
+    (['-p', 'D_Q', '7'], dict(D_Q=7)), (['--D-Q', '7'], dict(D_Q=7)),
+    (['--vocabulary', 'resume'], dict(vocabulary='resume'))])
 def test_values(words, given, told, capsys):
     assert ends(['train', *words], capsys)[0] == 0 and told == [given]
 
@@ -113,21 +140,27 @@ def test_a_machine_without_tyro_takes_settings(told, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('words, said', [
-    (['train', 'iteration=5'], "Did you mean 'iterations'"), (['train', '--iteration', '5'], "Did you mean 'iterations'"),
-    (['train', '-p', 'iteration', '5'], "Did you mean 'iterations'"), (['train', '--preset', 'papper'], "Did you mean 'paper'"),
-    (['train', 'lr'], 'name=value'), (['train', '-p', 'lr'], 'name=value'), (['train', '--lr', 'fast'], '--lr'),
-    (['train', 'iterations=1.5'], '--iterations'), (['train', '--lr'], '--lr'), (['train', 'resume=7'], 'should be bool'),
-    (['evaluate', 'split=val'], "Did you mean 'splits'"), (['doctor'], 'DATASET'), (['doctor', 'unc', 'data', 'more'], 'more'),
-    (['download', 'unc'], 'one folder'), (['score', '--dataset', 'unc'], 'predictions'), (['score', 'x', '--dataset', 'unc', '--kind', 'masc'], 'probability'), (['predict', 'a.jpg'], 'what to find'), (['trian'], "Did you mean 'train'"), (['--run'], 'Allowed: train')])
+    (['train', 'iteration=5'], "Did you mean 'iterations'"), (['train', '--lrr', '5'], "Did you mean 'lr'"),
+    (['train', '-p', 'iteration', '5'], "Did you mean 'iterations'"), (['train', 'resume=7'], 'should be bool'),
+    (['train', '--preset', 'papper'], "Did you mean 'paper'"), (['train', 'lr'], 'name=value'),
+    (['train', '-p', 'lr'], 'name=value'),
+    (['train', '--lr', 'fast'], '--lr'), (['train', 'iterations=1.5'], '--iterations'), (['train', '--lr'], '--lr'),
+    (['evaluate', 'split=val'], "Did you mean 'splits'"), (['doctor'], 'DATASET'),
+    (['doctor', 'a', 'b', 'more'], 'more'),
+    (['download', 'unc'], 'one folder'), (['predict', 'a.jpg'], 'what to find'),
+    (['score', '--dataset', 'unc'], 'predictions'),
+    (['score', 'x', '--dataset', 'unc', '--kind', 'masc'], 'probability'),
+    (['trian'], "Did you mean 'train'"), (['--run'], 'Allowed: train')])
 def test_wrong_words_are_answered_in_a_line(words, said, capsys):
     status, out, err = ends(words, capsys)
     assert status == 2 and not out and err.startswith('error: ') and err.count('\n') == 1 and said in err
 
 
 @pytest.mark.parametrize('words, said', [
-    (['train', 'dataset=unk'], "Did you mean 'unc'"), (['train', '--update', 'lsmt'], "Did you mean 'lstm'"), (['doctor', 'umc'], "Did you mean 'unc'"),
-    (['evaluate', '--run', 'nobody', '--folder', '/nowhere'], 'no finished run'), (['matrix', 'trian'], "Did you mean 'train'"),
-    (['leaks', '--data_root', '/nowhere'], 'none of unc'), (['publish', '.'], 'cannot be the name of a run')])
+    (['train', 'dataset=unk'], "Did you mean 'unc'"), (['train', '--update', 'lsmt'], "Did you mean 'lstm'"),
+    (['doctor', 'umc'], "Did you mean 'unc'"), (['evaluate', '--folder', '/nowhere'], 'no finished run'),
+    (['matrix', 'trian'], "Did you mean 'train'"), (['leaks', '--data_root', '/nowhere'], 'none of unc'),
+    (['publish', '.'], 'cannot be the name of a run')])
 def test_what_cannot_be_done_is_status_1(words, said, capsys):
     status, out, err = ends(words, capsys)
     assert status == 1 and not out and err.startswith('error: ') and err.count('\n') == 1 and said in err
@@ -138,7 +171,7 @@ def test_names_with_a_dash(capsys):
     assert all(callable(command_of(name)) for name in COMMANDS)
 
 
-# ---- evaluate and predict ----------------------------------------------------------------------------------------------------
+# ---- evaluate and predict --------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def run(scenes, tmp_path_factory):
@@ -150,23 +183,24 @@ def run(scenes, tmp_path_factory):
 
 
 def test_evaluate_prints_what_it_records(run, scenes, capsys):
-    words = ['evaluate', '--run', 'a-run', '--folder', str(run), '--data-root', str(scenes), '--splits', 'val', '--crf', 'torch']
-    status, out, err = ends(words, capsys)
+    words = ['--run', 'a-run', '--folder', str(run), '--data-root', str(scenes), '--splits', 'val', '--crf', 'torch']
+    status, out, err = ends(['evaluate', *words], capsys)
     assert status == 0 and 'a-run' in err
     recorded, shown = json.loads((run/'a-run'/'metrics.json').read_text()), json.loads(out)
-    assert set(shown) == {f'shapes-unc val{kind}' for kind in ('', ' (shuffled)', ' (no words)', ' (dcrf)')} == set(recorded)
+    kinds = ('', ' (shuffled)', ' (no words)', ' (dcrf)')
+    assert set(shown) == {f'shapes-unc val{kind}' for kind in kinds} == set(recorded)
     assert all(recorded[key]['overall_iou'] == shown[key]['overall_iou'] for key in shown)
     assert 'unknown_words' in recorded['shapes-unc val'] and recorded['shapes-unc val (dcrf)']['crf'] == 'torch'
 
 
 def test_predict_writes_a_mask(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ['predict', str(run/'grey.png'), 'left giraffe', '-o', 'out/mask.png', '--run', str(run/'a-run'), '--overlay']
-    status, out, err = ends(words, capsys)
-    assert status == 0 and out.startswith('out/mask.png: "left giraffe", ') and "never seen 'giraffe'" in out and out.count('\n') == 1
+    asks = ['predict', str(run/'grey.png'), 'left giraffe', '--run', str(run/'a-run')]
+    status, out, err = ends([*asks, '-o', 'out/mask.png', '--overlay'], capsys)
+    assert status == 0 and out.startswith('out/mask.png: "left giraffe", ') and out.count('\n') == 1
+    assert "never seen 'giraffe'" in out and Path('out/mask-overlay.png').exists()
     with Image.open('out/mask.png') as mask: assert mask.size == (127, 90) and set(np.unique(mask)) <= {0, 255}
-    assert Path('out/mask-overlay.png').exists()
-    assert ends(words[:3] + ['--run', str(run/'a-run')], capsys)[0] == 0 and Path('mask.png').read_bytes() == Path('out/mask.png').read_bytes()
+    assert ends(asks, capsys)[0] == 0 and Path('mask.png').read_bytes() == Path('out/mask.png').read_bytes()
 
 
 def test_predict_many(run, tmp_path, monkeypatch, capsys):
@@ -175,21 +209,24 @@ def test_predict_many(run, tmp_path, monkeypatch, capsys):
     assert ends(['predict', str(run/'grey.png'), 'left star', 'a = b', '--run', str(run/'a-run')], capsys)[0] == 0
     assert sorted(p.name for p in Path('masks').iterdir()) == ['grey-1.png', 'grey-2.png', 'masks.csv']
     (run/'ask.csv').write_text('sentence,picture\nleft star,grey.png\n"red, ring",grey.png\n')
-    status, out, err = ends(['predict', '--csv', str(run/'ask.csv'), '--out', 'found', '--run', str(run/'a-run')], capsys)
+    words = ['--csv', str(run/'ask.csv'), '--out', 'found', '--run', str(run/'a-run')]
+    status, out, err = ends(['predict', *words], capsys)
     assert status == 0 and out.count('\n') == 2 and 'found/grey-2.png: "red, ring"' in out
     assert Path('found/grey-1.png').read_bytes() == Path('masks/grey-1.png').read_bytes()
     assert Path('found/masks.csv').read_text().splitlines()[0] == 'picture,sentence,mask,percent,unknown'
 
 
 @pytest.mark.parametrize('words, status, said', [
-    (['nowhere.png', 'left star'], 1, 'nowhere.png'), (['grey.png', 'left', 'right', '-o', 'x.png'], 2, 'folder'), (['grey.png', ''], 1, 'word'),
-    (['--csv', 'nowhere.csv'], 1, 'nowhere.csv'), (['--csv', 'grey.png'], 1, 'no CSV'), (['--csv', 'bad.csv'], 1, 'row 1 has no sentence'),
-    (['grey.png', 'left', '--csv', 'bad.csv'], 2, '--csv FILE'), (['grey.png', 'left', '--run', 'nobody'], 1, 'run')])
+    (['nowhere.png', 'left star'], 1, 'nowhere.png'), (['grey.png', 'left', 'right', '-o', 'x.png'], 2, 'folder'),
+    (['grey.png', ''], 1, 'word'), (['grey.png', 'left', '--run', 'nobody'], 1, 'run'),
+    (['--csv', 'nowhere.csv'], 1, 'nowhere.csv'), (['--csv', 'grey.png'], 1, 'no CSV'),
+    (['--csv', 'bad.csv'], 1, 'row 1 has no sentence'), (['grey.png', 'left', '--csv', 'bad.csv'], 2, '--csv FILE')])
 def test_predict_says_what_is_wrong(words, status, said, run, monkeypatch, capsys):
     monkeypatch.chdir(run)
     Path('bad.csv').write_text('picture,words\ngrey.png,left star\n')
     found, out, err = ends(['predict', *words, *([] if '--run' in words else ['--run', str(run/'a-run')])], capsys)
-    assert found == status and said in err and err.startswith('error: ') and err.count('\n') == 1 and not Path('mask.png').exists()
+    assert found == status and said in err and err.startswith('error: ') and err.count('\n') == 1
+    assert not Path('mask.png').exists()
 
 
 def test_the_newest_run_is_asked(run, monkeypatch, tmp_path, capsys):

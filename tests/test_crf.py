@@ -209,3 +209,47 @@ def test_gpu_equals_cpu():
     on_gpu = crf(p.cuda(), image.cuda())
     assert on_gpu.is_cuda and ((on_gpu.cpu() > .5) == (q > .5)).float().mean() >= .9999
     assert torch.equal(on_gpu, crf(p.cuda(), image)), 'the same on every run'
+
+
+@pytest.mark.parametrize('wrong', [dict(srgb=0), dict(sxy=-3.), dict(compat=float('nan')), dict(iterations=0),
+                                   dict(iterations=2.5), dict(compat='10')])
+def test_settings_that_make_no_kernel(wrong):
+    with pytest.raises(RRNError, match=f'DenseCRF: {next(iter(wrong))}'): rrn.crf.CRFSettings(**wrong)
+
+
+def test_majorities():
+    def everyone(x): return x.mean(0, keepdim=True).expand(4, -1)
+    p = torch.tensor([[.9, .4], [.9, .3], [.4, .1], [0., 1.]])
+    q = rrn.crf.mean_field(p, [(10., everyone)], 5)
+    assert q[:3].T.round().tolist() == [[1, 1, 1], [0, 0, 0]] and q[3].tolist() == [0, 1]
+    assert torch.allclose(1 - q, rrn.crf.mean_field(1 - p, [(10., everyone)], 5), atol=1e-6)
+
+
+def test_features_of_kernels():
+    assert rrn.crf.place_features(2, 3, 2.).tolist() == [[0, 0], [.5, 0], [1, 0], [0, .5], [.5, .5], [1, .5]]
+    white = torch.full((2, 3, 3), 255, dtype=torch.uint8)
+    assert rrn.crf.colour_features(white, 2., 5.)[5].tolist() == [1, .5, 51, 51, 51]
+
+
+def test_neighbours_in_both_directions():
+    codes = torch.tensor([2, 5, 6, 8, 11])
+    assert rrn.crf.neighbours(codes, 3).tolist() == [[5, 0, 5, 1, 3], [1, 3, 5, 4, 5]]
+    assert rrn.crf.neighbours(codes, -3).tolist() == [[1, 3, 5, 4, 5], [5, 0, 5, 1, 3]]
+
+
+def test_names_of_crfs():
+    with pytest.raises(RRNError, match="Did you mean 'torch'"): rrn.crf.make_crf('toch')
+    with pytest.raises(RRNError, match="Did you mean 'iterations'"): rrn.crf.make_crf('torch', iteration=3)
+    with pytest.raises(RRNError, match='srgb'): rrn.crf.make_crf('torch', srgb=0)
+    name = 'pydensecrf' if rrn.crf.have_pydensecrf() else 'torch'
+    assert rrn.crf.make_crf('auto').name == name and rrn.crf.make_crf('none').name == 'none'
+
+
+def test_what_a_batch_refuses():
+    p, images, image_of = torch.rand(3, 1, 20, 30), torch.zeros(2, 3, 20, 30, dtype=torch.uint8), torch.tensor([1, 0, 1])
+    crf = rrn.crf.make_crf('torch')
+    q = crf.batch(p, images, image_of)
+    assert torch.equal(rrn.crf.make_crf('none').batch(p, images, image_of), p) and not torch.equal(q, p)
+    with pytest.raises(RRNError, match='logits'): crf.batch(p*20 - 10, images, image_of)
+    with pytest.raises(RRNError, match='uint8'): crf.batch(p, images / 255, image_of)
+    with pytest.raises(RRNError, match='S numbers of images'): crf.batch(p, images, image_of[:2])

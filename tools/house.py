@@ -177,7 +177,7 @@ def readme_figures(files) -> dict:
 
 def table(columns:dict) -> str:
     "Figures of several states of the house as a Markdown table; `columns` is name -> figures."
-    names = list(dict.fromkeys(name for found in columns.values() for name in found))
+    names = list(dict.fromkeys(name for found in reversed(columns.values()) for name in found))
     number = lambda v: '' if v is None else f'{v:,}' if isinstance(v, int) else f'{v:.0f}'
     rows = [[name, *(number(found.get(name)) for found in columns.values())] for name in names]
     lines = [['', *columns], ['---', *['---:'] * len(columns)], *rows]

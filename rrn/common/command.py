@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRUTH', 'SHORT', 'parameter_comments', 'type_of', 'named_parameters', 'parameters_of', 'typed', 'typed_settings',
            'as_flags', 'next_pair', 'as_flag', 'as_setting', 'form_of', 'marked_type', 'in_one_line', 'read_words',
-           'given_by', 'WrongWords', 'as_command', 'refuse']
+           'given_by', 'fields_given', 'WrongWords', 'as_command', 'refuse']
 
 # %% ../../nbs/4_common/09_command.ipynb #d8bbbd9a
 import ast, contextlib, functools, inspect, io, re, sys, textwrap, tokenize
@@ -58,10 +58,11 @@ def typed_settings(words, kinds:dict) -> dict:
         given[name] = typed(name, text, kinds[one_of('parameter', name, kinds)])
     return given
 
-# %% ../../nbs/4_common/09_command.ipynb #66f32026
+# %% ../../nbs/4_common/09_command.ipynb #ec8d6770
 def as_flags(words, kinds:dict, bare:bool) -> list:
     """`--name value`, `-p name value`, `-p name=value` and `name=value` as tyro takes them, `--name=value`.
-    A word without a dash is a setting where `bare`, and where it begins with a known name; else it stays. `RRNError` for unknown names."""
+    A word without a dash is a setting where `bare`, and where it begins with a known name; else it stays.
+    `RRNError` for unknown names."""
     found, left = [], list(words)
     while left:
         word = left.pop(0)
@@ -97,11 +98,15 @@ def as_setting(word, kinds) -> str:
     name = word[2:]
     return f'{name}=True' if name in kinds else f"{name.removeprefix('no_')}=False"
 
-# %% ../../nbs/4_common/09_command.ipynb #802f8a68
+# %% ../../nbs/4_common/09_command.ipynb #da8fe669
 SHORT = dict(out='-o')      # parameters that have a short name, too
 
-def form_of(parameters:dict, groups:dict, about:str, notes:dict):
-    "A function that tyro can read: it has `parameters`, and dataclasses' instances (`groups`) with their fields, and returns what it is called with."
+def form_of(parameters:dict,    # name -> parameter
+            groups:dict,        # name -> dataclass's instance, whose fields are options
+            about:str,          # the help's first lines
+            notes:dict          # parameter -> comment
+           ):
+    "A function for tyro to read, which returns what it is called with."
     def form(**given): return given
     marked = [p.replace(kind=p.KEYWORD_ONLY, annotation=marked_type(p)) for p in parameters.values()]
     marked += [_group(name, instance) for name, instance in groups.items()]
@@ -122,7 +127,7 @@ def _group(name, instance):
     kind = Annotated[tyro.conf.OmitArgPrefixes[type(instance)], shown]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=instance, annotation=kind)
 
-# %% ../../nbs/4_common/09_command.ipynb #a310d909
+# %% ../../nbs/4_common/09_command.ipynb #c96d4e2c
 def in_one_line(box:str) -> str:
     "The message in tyro's box, what stands between its title and the next rule, as one line."
     rows = [re.sub(r'\x1b\[[0-9;]*m', '', row).strip('│| ') for row in box.splitlines()[1:]]
@@ -134,38 +139,45 @@ def read_words(words, form, prog) -> dict:
     "What tyro makes of words, by name. `RRNError` if they are wrong; help ends the program."
     import tyro
     said = io.StringIO()
+    names = [tyro.conf.PositionalMetavarFromFieldName]
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(form, args=words, prog=prog, use_underscores=True, config=[tyro.conf.PositionalMetavarFromFieldName])
+            return tyro.cli(form, args=words, prog=prog, use_underscores=True, config=names)
     except SystemExit as e:
         if not e.code: raise
         raise RRNError(in_one_line(said.getvalue()).removeprefix('Error parsing ')) from None
 
-# %% ../../nbs/4_common/09_command.ipynb #045eb171
+# %% ../../nbs/4_common/09_command.ipynb #7607e696
 def given_by(words, f, prog, functions, without, options) -> dict:
-    "The arguments of `f` that a command line gives, by name. Fields of dataclasses are among them only if they were given."
+    "The arguments of `f` that a command line gives, by name."
     parameters = parameters_of(f, functions, without)
-    kinds = {i.name: i.type for instance in options([]) for i in fields(instance)} | {k: type_of(p) for k, p in parameters.items()}
+    kinds = {field.name: field.type for instance in options([]) for field in fields(instance)}
+    kinds |= {k: type_of(p) for k, p in parameters.items()}
     words = as_flags(words, kinds, not any(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values()))
     try: import tyro
     except ImportError: return typed_settings([as_setting(word, kinds) for word in words], kinds)
     notes = {k: v for g in (*functions, f) for k, v in parameter_comments(g).items() if k in parameters}
-    form = form_of(parameters, {type(o).__name__: o for o in options(words)}, inspect.getdoc(f), notes)
-    found = read_words(words, form, prog)
-    heads = {word.partition('=')[0] for word in words}
-    fields_given = {i.name: getattr(value, i.name) for value in found.values() if is_dataclass(value)
-                    for i in fields(value) if {f'--{i.name}', f'--no_{i.name}'} & heads}
-    return fields_given | {k: v for k, v in found.items() if k in parameters}
+    groups = {type(o).__name__: o for o in options(words)}
+    found = read_words(words, form_of(parameters, groups, inspect.getdoc(f), notes), prog)
+    given = [fields_given(value, words) for value in found.values() if is_dataclass(value)]
+    return {k: v for some in given for k, v in some.items()} | {k: v for k, v in found.items() if k in parameters}
+
+def fields_given(instance, words) -> dict:
+    "The fields of a dataclass that flags name; the others are not the user's choice."
+    named = {word.partition('=')[0] for word in words}
+    return {field.name: getattr(instance, field.name) for field in fields(instance)
+            if {f'--{field.name}', f'--no_{field.name}'} & named}
 
 class WrongWords(RRNError):
     "A command line that cannot be; raised by a command for what only it can know."
 
-def as_command(name:str,                     # `rrn name`
-            *functions,                   # that `f` hands words on to: their parameters are options, too
-            without=(),                   # parameters of those that are none
-            options=lambda words: []      # words -> dataclasses' instances, whose fields are options with these defaults
-           ):
-    "Decorator: a function becomes a command, called with words (None: the program's), that returns its exit status: 1 for `RRNError`. Wrong words end the program with 2."
+def as_command(name:str,                  # `rrn name`
+               *functions,                # that it hands words on to: their parameters are options, too
+               without=(),                # parameters of those that are none
+               options=lambda words: []   # words -> dataclasses' instances, whose fields are options, too
+              ):
+    """Decorator: a function becomes a command, which is called with words (None: those of the program).
+    It returns the exit status, 1 for `RRNError`. Wrong words end the program with 2."""
     def turned(f):
         @functools.wraps(f)
         def main(argv=None) -> int:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 from .core import one_of, RRNError
-from .untrusted import plain_instructions, Instructions, PlainUnpickler
+from .untrusted import Instructions, plain_instructions, PlainUnpickler
 
 # %% ../../nbs/4_common/05_weight_files.ipynb #7c555b11
 class Rehearsal(PlainUnpickler):

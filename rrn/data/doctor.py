@@ -369,7 +369,7 @@ def data_folder(dataset:str, root) -> Path:
     if str(root) not in ('', '.'): return Path(root)
     return default_root() if dataset.startswith('shapes-') else Path('data')
 
-def examine(dataset:str,          # unc, unc+, gref, gref-umd, referit, shapes-unc and so on, or own: what `rrn convert` wrote
+def examine(dataset:str,          # unc, unc+, gref, gref-umd, referit, grefcoco, own, shapes-unc and so on
             root:str='',          # folder of the data; '': data, or where the embedded sets lie
             workers:int=0,        # processes for pictures; 0 and 1: this one
             limit:int=0,          # decode at most so many pictures, evenly spaced; 0: all

@@ -30,7 +30,7 @@ from ..common.team import this_team
 from ..crf import make_crf
 from ..data.datasets import open_dataset, READERS
 from ..data.shapes import KINDS
-from ..evaluate import evaluate, summary, SENTENCE_SOURCES
+from ..evaluate import evaluate, SENTENCE_SOURCES, summary
 from .record import (add_metrics, check_run_name, check_same_run, find_run, finish_record,
                                     identity_differences, identity_of, provenance, Run, run_name, runs_folder,
                                     start_record)

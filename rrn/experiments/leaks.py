@@ -10,7 +10,7 @@ __all__ = ['imagehash', 'COCO_NAME', 'FULL_NAME', 'ENDINGS', 'READ', 'EXAMINED',
            'looks', 'near_pairs', 'Alike', 'eval_files', 'look_alikes', 'read_score_file', 'part_of', 'scores_without',
            'leaks_page', 'data_notes', 'unread_note', 'find_leaks', 'write_leaks', 'main']
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #084cf88d
+# %% ../../nbs/3_experiments/17_leaks.ipynb #3822c3f6
 import contextlib, io, re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,7 +50,7 @@ def picture_named(text:str, numbers='coco'):
     if FULL_NAME.fullmatch(name): return PictureId('coco', int(COCO_NAME.fullmatch(name)[1]))
     return PictureId(numbers, int(name)) if re.fullmatch(r'\d{1,12}', name) and name.isascii() else None
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #717de254
+# %% ../../nbs/3_experiments/17_leaks.ipynb #b5dcac7a
 @dataclass
 class Training:
     "What was trained on."
@@ -71,7 +71,7 @@ def names_in_json(path:Path):
     except (ValueError, RecursionError) as e:
         raise RRNError(f"list of pictures {path} is not valid JSON ({str(e)[:200]}); write it again.") from e
     first = found[0] if len(found) == 1 else None
-    if isinstance(first, dict) and isinstance(first.get('images'), list): found = first['images']    # COCO's annotations
+    if isinstance(first, dict) and isinstance(first.get('images'), list): found = first['images']     # as COCO has it
     yield from map(names_of_item, found)
 
 def names_of_item(item) -> list:
@@ -124,7 +124,7 @@ def in_folder(path:Path, numbers='coco') -> Training:
     if not files: raise RRNError(f"there are no pictures below {path} ({', '.join(ENDINGS)}).")
     return Training(path.name, {picture_named(f.name) for f in files if FULL_NAME.fullmatch(f.stem)}, [], tuple(files))
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #36a8fbf1
+# %% ../../nbs/3_experiments/17_leaks.ipynb #8e2cf21e
 EXAMINED = ['unc', 'unc+', 'gref', 'gref-umd', 'referit', 'grefcoco']
 TRAINED = ['train', 'trainval']
 
@@ -159,22 +159,24 @@ def splits_in(dataset:str, root) -> list:
     return [one(name) for name in opened.splits]
 
 def picture_family(dataset:str) -> str:
-    "Whose numbers a data set's pictures have."
-    return 'coco' if dataset in (*REFER_SETS, 'grefcoco') else dataset
+    "Whose numbers a data set's pictures have. Drawn scenes are numbered by themselves, in the layout of those that they imitate."
+    kind = dataset.removeprefix('shapes-')
+    return 'coco' if kind in (*REFER_SETS, 'grefcoco') else kind
 
 def all_splits(root, datasets=EXAMINED) -> tuple:
     "(splits of the data sets that are here, names of those that are not)."
     here = [d for d in datasets if is_here(d, Path(root))]
     return [s for d in here for s in splits_in(d, root)], [d for d in datasets if d not in here]
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #d01c3973
+# %% ../../nbs/3_experiments/17_leaks.ipynb #27c65d94
 def shared_pictures(known:set, splits) -> dict:
     "{(dataset, split): pictures of a val or test split that are in `known`}."
     return {(s.dataset, s.split): known & s.pictures for s in splits if s.split not in TRAINED}
 
 def apart_from(training:Split, splits) -> list:
     "The splits that are not meant to be a part of `training`, as ReferIt's val is of its trainval."
-    return [s for s in splits if not (training.split == 'trainval' and (s.dataset, s.split) == (training.dataset, 'val'))]
+    part = (training.dataset, 'val') if training.split == 'trainval' else None
+    return [s for s in splits if (s.dataset, s.split) != part]
 
 LEAK_COLUMNS = ['split', 'pictures trained on', 'of', 'sentences about them', 'of ', '%']
 
@@ -223,7 +225,7 @@ def near_pairs(a:np.ndarray,       # (N, 4) uint64
         found += [(start + int(i), int(j), int(bits[i, j])) for i, j in zip(*np.nonzero(bits <= within))]
     return found
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #417d1b58
+# %% ../../nbs/3_experiments/17_leaks.ipynb #bb1c99ea
 class Alike(NamedTuple):
     "A picture that was trained on and looks like one of a val or test split."
     file: str
@@ -242,7 +244,7 @@ def look_alikes(training:Training, splits, within:int=NEAR, workers:int=0, progr
     (mine, a), (theirs, b) = (looks(list(f), workers, progress) for f in (training.files, files.values()))
     pairs = [Alike(training.files[mine[i]].name, pictures[theirs[j]], bits) for i, j, bits in near_pairs(a, b, within)]
     said = (f"By look: {len(mine):,} of {len(training.files):,} pictures in {training.name} and {len(theirs):,} of {wanted:,} "
-            f"of the val and test splits could be read. Two are one if at most {within} of {BITS} bits of their hashes differ.")
+            f"of the val and test splits could be read. Two are one if at most {within} of {BITS} bits of hashes differ.")
     return pairs, said
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #794cd442
@@ -337,8 +339,12 @@ def write_leaks(folder:Path, text:str, found:dict, pairs:list):
     alike = [dict(file=a.file, picture=a.picture.id, bits=a.bits) for a in pairs]
     write_json(folder/'leaks.json', dict(pictures=by_split, alike=alike))
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #3b18fb00
+# %% ../../nbs/3_experiments/17_leaks.ipynb #009fef81
 @as_command('leaks', find_leaks)
-def main(training:tuple[str, ...]=(), **given):
-    "Find pictures of val and test that were trained on."
-    print(find_leaks(training, **given))
+def main(training:tuple[str, ...]=(),    # lists or folders of pictures, splits (unc:train); none: the sets' own
+         **options):
+    "Find pictures of val and test splits that were trained on."
+    print(find_leaks(training, **options))
+
+# %% ../../nbs/3_experiments/17_leaks.ipynb #fef5f806
+if __name__ == '__main__' and '__file__' in globals(): main()

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from ..backbone import SmallResNet
 from ..common.core import derived_rng, RRNError, seed_everything
-from ..image import fit, place_image
 from ..data.shapes import CLASSES, COLOURS, draw_scene, in_workers, SET_SEED, TEXTURES
+from ..image import fit, place_image
 
 # %% ../../nbs/3_experiments/07_pretrain.ipynb #031f2ff7
 LABELS = {'class': ['sky', 'ground', 'water', *CLASSES], 'colour': ['none', *COLOURS], 'texture': ['none', *TEXTURES]}
@@ -28,13 +28,14 @@ def dense_labels(scene) -> np.ndarray:      # (3, H, W) uint8: indices into the 
     maps = np.zeros((3, H, W), np.uint8)
     for name, where in scene.stuff.items(): maps[0][where] = _GROUND[name]
     for thing, mask in zip(scene.things, scene.masks):
-        values = LABELS['class'].index(thing.cls), LABELS['colour'].index(thing.colour), LABELS['texture'].index(thing.texture)
-        for plane, value in zip(maps, values): plane[mask] = value
+        names = thing.cls, thing.colour, thing.texture
+        for plane, known, name in zip(maps, LABELS.values(), names): plane[mask] = known.index(name)
     return maps
 
 def labelled_scene(index, seed, size):
     "Scene `index` of `seed` as (image (3, size, size) uint8, labels (3, size // 2, size // 2) uint8)."
-    if seed == SET_SEED: raise RRNError(f"seed={seed} is the embedded data set's own; pretraining on it would leak its scenes.")
+    if seed == SET_SEED:
+        raise RRNError(f"seed={seed} is the embedded data set's own; pretraining on it would leak its scenes.")
     scene = draw_scene(seed, index)
     where = fit(*scene.image.shape[:2], (size, size))
     inner = torch.from_numpy(dense_labels(scene))[None].float()
@@ -66,7 +67,8 @@ def scene_arrays(count, seed, size, workers=None):
     return tuple(torch.from_numpy(np.stack(a)) for a in zip(*pairs))
 
 def pretrain_steps(images, labels, steps, batch=32, lr=3e-3, seed=0):
-    "Train a `SmallResNet` to label `images`; yields (step, loss, backbone, head) after every step. Flips half of the batches."
+    """Train a `SmallResNet` to label `images`; yields (step, loss, backbone, head) after every step. Half of the
+    batches are flipped."""
     seed_everything(seed)
     backbone, head = SmallResNet(), DenseHead(128)
     parameters = [*backbone.parameters(), *head.parameters()]
@@ -78,7 +80,10 @@ def pretrain_steps(images, labels, steps, batch=32, lr=3e-3, seed=0):
         x, y = images[pick].float(), labels[pick]
         if rng.random() < .5: x, y = x.flip(-1), y.flip(-1)
         loss = dense_loss(head(backbone(x)['C5'], y.shape[-2:]), y)
-        optimiser.zero_grad(); loss.backward(); optimiser.step(); schedule.step()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
         yield step, loss.item(), backbone, head
 
 @torch.no_grad()
@@ -91,5 +96,6 @@ def dense_accuracy(backbone, head, images, labels, batch=64) -> dict:
         for k, z in head(backbone(images[i:i + batch].float())['C5'], y.shape[-2:]).items():
             plane = y[:, list(LABELS).index(k)]
             asked = plane != IGNORE if k == 'class' else (plane != IGNORE) & (plane != 0)
-            right[k] += (z.argmax(1) == plane)[asked].sum().item(); total[k] += asked.sum().item()
+            right[k] += (z.argmax(1) == plane)[asked].sum().item()
+            total[k] += asked.sum().item()
     return {k: 100 * right[k] / total[k] for k in LABELS}

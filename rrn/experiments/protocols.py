@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco
-from ..common.core import RRNError
 from ..batches import Batches, evaluation_order, group_by_image, loader
+from ..common.core import RRNError
 from ..evaluate import autocast
 from ..image import mask_in, mask_out, released_prediction_back, unplace
 from ..loss import bilinear, upsample_probability
@@ -31,7 +31,8 @@ def probabilities(model:RRN,      # in evaluation mode
                  ) -> torch.Tensor: # (S, H, W) float64 on the CPU
     "Foreground probabilities of a batch's sentences at the size of the network's input."
     c = model.config
-    with autocast(batch.words.device, c.precision): logits = model(batch.images, batch.words, batch.image_of)      # (S, 1, h, w)
+    with autocast(batch.words.device, c.precision):
+        logits = model(batch.images, batch.words, batch.image_of)                                # (S, 1, h, w)
     return upsample_probability(logits.double(), batch.images.shape[-2:], c.upsample, c.mapping)[:, 0].cpu()
 
 # %% ../../nbs/3_experiments/04_protocols.ipynb #e7022fd2
@@ -70,7 +71,8 @@ class Protocol:
 
 PROTOCOLS = {
     'paper': Protocol("the text: the image's own resolution, p >= 0.5, IoU above the threshold", strict=True),
-    'released': Protocol('the program: mask resized, every non-zero pixel counts, IoU at or above the threshold', as_released),
+    'released': Protocol('the program: mask resized, every non-zero pixel counts, IoU at or above the threshold',
+                         as_released),
     'warp480': Protocol('a square of 480 x 480 pixels', on_a_square),
     'threshold0.35': Protocol("the image's own resolution, p >= 0.35", partial(at_own_resolution, threshold=.35)),
     'ciou': Protocol('cumulative IoU by run lengths', counts=rle_intersection_union)}
@@ -82,7 +84,9 @@ class Scores:
 
     def add(self, p, placement, truth):       # (H, W) float64 in 0..1, Placement, (height, width) bool
         "Count one sample under every protocol."
-        for name, protocol in PROTOCOLS.items(): self.found[name].add(*protocol.counts(*protocol.masks(p, placement, truth)))
+        for name, protocol in PROTOCOLS.items():
+            pair = protocol.masks(p, placement, truth)
+            self.found[name].add(*protocol.counts(*pair))
 
     def table(self) -> pd.DataFrame:
         "One row a protocol: overall and mean IoU and precisions, in percent."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'PUBLISHED_FILES', 'read_records', 'results_table', 'markdown', 'paragraph', 'table_cell', 'render',
-           'cost_sentence', 'results_text', 'replace_section', 'refresh', 'what_differs', 'in_words', 'day_of',
+           'cost_sentence', 'results_text', 'replace_section', 'refresh', 'what_differs', 'fields_text', 'day_of',
            'scores', 'index_row', 'index_page', 'by_number', 'in_all', 'code_days', 'write_index', 'publish', 'main']
 
 # %% ../../nbs/3_experiments/03_report.ipynb #23499823
@@ -96,7 +96,7 @@ def what_differs(record) -> dict:
     c, usual = record['config'], asdict(preset(record['preset']))
     return {k: v for k, v in c.items() if k in usual and usual[k] != v and k not in TOLD}
 
-def in_words(fields:dict) -> str:
+def fields_text(fields:dict) -> str:
     "'update rnn, activation relu'"
     value = lambda v: Path(v).name or 'none' if isinstance(v, str) else format(v, '.3g')
     return ', '.join(f"{k} {value(v)}" for k, v in fields.items())
@@ -114,7 +114,7 @@ def index_row(record, common, dates) -> dict:
     "A run's row of an index page; `common` are the differences that all its runs have."
     c, name = record['config'], record['run']
     own = {k: v for k, v in what_differs(record).items() if k not in common}
-    return {'run': f'[{name}]({name}/config.json)', 'what': in_words(own) or 'as the preset', 'on': c['dataset'],
+    return {'run': f'[{name}]({name}/config.json)', 'what': fields_text(own) or 'as the preset', 'on': c['dataset'],
             'seed': c['seed'], 'steps': f"{c['iterations']:,}", 'minutes': record['training_seconds'] / 60,
             'when': day_of(record, dates), 'overall IoU': scores(record)}
 
@@ -125,7 +125,7 @@ def index_page(folder) -> str:
     every = lambda f: ' and '.join(dict.fromkeys(f(r) for r in records))
     common = in_all([what_differs(r) for r in records]) if len(records) > 1 else {}
     rows = [index_row(r, common, code_days()) for r in records]
-    return render('index.md', name=Path(folder).name, runs=records, common=in_words(common),
+    return render('index.md', name=Path(folder).name, runs=records, common=fields_text(common),
                   presets=every(lambda r: f"`{r['preset']}`"), device=every(lambda r: r['device']),
                   torch=every(lambda r: r['versions']['torch']),
                   minutes=sum(r['training_seconds'] for r in records) / 60,

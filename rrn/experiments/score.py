@@ -15,8 +15,8 @@ __all__ = ['PLACED', 'WARPED_SIZE', 'LOW', 'RELEASED_THRESHOLD', 'KEYS', 'BATCH'
            'few_workers', 'safe_name', 'cleared', 'check_faultless', 'count_sets', 'data_note', 'score_predictions',
            'main']
 
-# %% ../../nbs/3_experiments/16_score.ipynb #4f497d7e
-import hashlib, os, re, sys
+# %% ../../nbs/3_experiments/16_score.ipynb #597c44a5
+import hashlib, os, re
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from ..common.command import as_command, WrongWords
+from ..common.command import as_command
 from ..common.core import code_version, derived_rng, one_of, process_pool, RRNError, versions, whole_file, write_json
 from ..data.datasets import open_dataset, READERS
 from ..data.doctor import data_folder
@@ -110,7 +110,7 @@ def count_pixels(masks:dict,          # protocol -> bool mask
         found[name] = (both, predicted + np.count_nonzero(target) - both, predicted)
     return found
 
-# %% ../../nbs/3_experiments/16_score.ipynb #a6bb7be6
+# %% ../../nbs/3_experiments/16_score.ipynb #07665a85
 KEYS = ['sent_id', 'ref_id']
 
 def pick_key(entries:list,    # of `Entry`
@@ -131,13 +131,13 @@ def fitting_key(ids:set, known:dict) -> str:
     "The key with the fewest foreign numbers, of two with as many that with the fewest missing. `RRNError` for a tie."
     apart = {key: (len(ids - known[key]), len(known[key] - ids)) for key in KEYS}
     if ids & set().union(*known.values()) and len(set(apart.values())) < 2:
-        raise RRNError("the predictions' numbers fit sent_id and ref_id alike; say which (--key sent_id or --key ref_id).")
+        raise RRNError("the predictions' numbers fit sent_id and ref_id alike; say which with --key.")
     return min(KEYS, key=apart.get)
 
 def _no_match(key, ids, known):
     first = lambda numbers: ', '.join(map(str, sorted(numbers)[:5]))
-    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split; its sent_id are "
-            f"{first(known['sent_id'])}, ..., its ref_id {first(known['ref_id'])}, ... Is it another split or data set?")
+    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split; its sent_id "
+            f"are {first(known['sent_id'])}, ..., its ref_id {first(known['ref_id'])}, ... Is it another split or data set?")
 
 # %% ../../nbs/3_experiments/16_score.ipynb #0594ffd6
 class Task(NamedTuple):
@@ -450,14 +450,14 @@ def by_targets(scored:Scored) -> pd.DataFrame:
     overall = 100 * groups.both.sum() / groups.union.sum()
     return pd.DataFrame({'overall IoU': overall, 'gIoU': groups.giou.mean(), 'expressions': groups.size()}).round(1)
 
-# %% ../../nbs/3_experiments/16_score.ipynb #cadc00fa
+# %% ../../nbs/3_experiments/16_score.ipynb #b3f991e8
 def reading_note(scored:Scored) -> str:
     "How a set of predictions was read, in a sentence or two."
     empty = int((scored.rows.status == 'empty').sum())
     kinds = {'mask': 'masks', 'probability': 'probabilities'}[scored.kind]
     said = f"**{scored.name}**: {scored.form}, read as {kinds}, keyed by `{scored.key}`. {empty:,} are empty."
     if not scored.aspects: return said
-    return (f"{said} {scored.aspects:,} are wider or narrower than their picture, and were taken to it as `placed` says; "
+    return (f"{said} {scored.aspects:,} are wider or narrower than their picture and were taken to it as `placed` says; "
             "if their network pads, that is `--placed centred` or `--placed corner`.")
 
 def score_page(a:list,             # of `Scored`: seeds of one system
@@ -488,7 +488,7 @@ def interval_note(sets, draws) -> str:
     "How much there is, and what the intervals are."
     rows = sets[0].rows
     much = f'{len(rows):,} sentences about {rows.image_id.nunique():,} pictures.'
-    if len(sets) > 1: return f'{much} Means over {len(sets)} sets, with 95 % of {draws:,} draws of pictures and of sets.'
+    if len(sets) > 1: return f'{much} Means over {len(sets)} sets, and 95 % of {draws:,} draws of pictures and sets.'
     return f'{much} In brackets 95 % of {draws:,} draws of pictures; of other seeds of the system they say nothing.'
 
 def comparison_note(a, b) -> str:
@@ -590,7 +590,7 @@ def check_faultless(scored:Scored):
     raise RRNError(f"{scored.path} has faults ({said}), so it is not scored.\n{markdown(fault_table(scored))}\n"
                    "Mend them, or score it as it is with --faults empty.")
 
-# %% ../../nbs/3_experiments/16_score.ipynb #fdcec790
+# %% ../../nbs/3_experiments/16_score.ipynb #cc64903f
 def count_sets(paths,             # of predictions
                dataset,           # `ReferringDataset`
                split:str, faults:str='empty', clear_below:int=0, **how     # as in `count_set`
@@ -624,6 +624,7 @@ def score_predictions(
     workers:int=-1                 # processes; -1: one a core
 ) -> Path:                         # of the page; beside it is the score file
     "Score masks of any model under every protocol, with intervals."
+    if not predictions: raise RRNError("there is nothing to score; give a folder of PNGs, or a file.")
     opened = open_dataset(dataset, data_folder(dataset, data_root), check_images=False)
     how = dict(key=key, kind=kind, placed=placed, workers=few_workers(workers), faults=faults, clear_below=clear_below)
     run, on = record_of_others(name or safe_name(Path(predictions[0]).stem), folder), f'{dataset} {split}'
@@ -635,11 +636,14 @@ def score_predictions(
     with whole_file(place.with_suffix('.md')) as f: f.write(text)
     return place.with_suffix('.md')
 
-# %% ../../nbs/3_experiments/16_score.ipynb #e7412777
+# %% ../../nbs/3_experiments/16_score.ipynb #eb087699
 @as_command('score', score_predictions)
-def main(predictions:tuple[str, ...], **given):
-    "Score anyone's masks under every protocol."
-    if not predictions: raise WrongWords('give predictions to score')
-    page = score_predictions(predictions, **given)
-    print(page.read_text())
-    print(f'written to {page}', file=sys.stderr)
+def main(predictions:tuple[str, ...],    # folder of PNGs, .json, .jsonl, .npz or .parquet; several: seeds of one system
+         **options):
+    "Score anyone's masks, with intervals."
+    made = score_predictions(predictions, **options)
+    print(made.read_text())
+    print(f'This page is {made}; beside it are the score file, {made.with_suffix(".json").name}, and the record.')
+
+# %% ../../nbs/3_experiments/16_score.ipynb #fef5f806
+if __name__ == '__main__' and '__file__' in globals(): main()

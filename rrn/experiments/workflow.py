@@ -14,15 +14,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from ..common.core import code_version, pick_device, read_json, repo_root, RRNError, write_json
-from .cost import (duration, evaluation_operations, is_remembered, rate, SCENES, sentences_shown,
-                                  step_operations)
-from .matrix import (from_root, given_matrix, gpu_places, is_made, result_keys, Matrix, record_that_counts,
-                                    report_place, settings_of, split_settings, steps_of, record_state)
-from .record import data_fingerprint, published_folder, runs_folder
 from ..data.refer import EXPECTED
 from ..data.shapes import default_root, SPLITS
-from .tables import skipped_expressions
+from .cost import (duration, evaluation_operations, is_remembered, rate, SCENES, sentences_shown,
+                                  step_operations)
 from .jobs import find_data_root, open_named
+from .matrix import (from_root, given_matrix, gpu_places, is_made, Matrix, record_state,
+                                    record_that_counts, report_place, result_keys, settings_of, split_settings,
+                                    steps_of)
+from .record import data_fingerprint, published_folder, runs_folder
+from .tables import skipped_expressions
 
 # %% ../../nbs/3_experiments/12_workflow.ipynb #78194bb8
 def read_settings(config:dict, words=()) -> tuple:
@@ -43,7 +44,8 @@ def done_stamp(matrix:Matrix, run:str, step) -> str:
 
 def is_own(matrix:Matrix, cell) -> bool:
     "Whether a run is made here (or would be), rather than read from a published record."
-    return record_state(matrix, cell) == 'missing' or record_that_counts(matrix, cell).folder == matrix.run(cell.run).folder
+    here = record_that_counts(matrix, cell).folder == matrix.run(cell.run).folder
+    return here or record_state(matrix, cell) == 'missing'
 
 def drop_stale_stamps(matrix:Matrix):
     "Remove stamps of steps whose weights or counts are not there any more."
@@ -132,8 +134,8 @@ def estimate_cost(cells:list, limit=30.) -> Cost:
     "The cost of making the runs of `cells` here, from one probe."
     largest = max(cells, key=run_operations).config
     speed = rate(largest, pick_device(), limit, is_remembered(largest, train_images(largest)))
-    seconds = sum(map(run_operations, cells)) / speed.speed
-    return Cost(len(cells), sum(sentences_shown(c.config) for c in cells), sum(map(sentences_scored, cells)), seconds, speed)
+    shown, scored = sum(sentences_shown(c.config) for c in cells), sum(map(sentences_scored, cells))
+    return Cost(len(cells), shown, scored, sum(map(run_operations, cells)) / speed.speed, speed)
 
 def cost_line(found:Cost) -> str:
     "A cost in words."
