@@ -79,22 +79,22 @@ class Fusion(nn.Module):
         self.project = nn.Conv2d(C5, D_I, 1)
         self.fuse = nn.Conv2d(D_I + D_S + 8, D_Q, 1)
         self.widths = D_I, D_S, 8
-        self.register_buffer('places', torch.zeros(8, 0, 0), persistent=False)
+        self.register_buffer('coordinate_map', torch.zeros(8, 0, 0), persistent=False)
         nn.init.normal_(self.fuse.weight, std=(2 / 4.5)**.5)      # inputs have a squared length of 1 + 1 + about 2.5
 
-    def where(self, h, w):
+    def coordinates_of(self, h, w):
         "Coordinates (8, h, w) of a map, kept on the weights' device: they are the same at every step."
-        if self.places.shape[-2:] != (h, w):
+        if self.coordinate_map.shape[-2:] != (h, w):
             with torch.inference_mode(False):
-                self.places = coordinates(h, w).to(self.fuse.weight.device)
-        return self.places
+                self.coordinate_map = coordinates(h, w).to(self.fuse.weight.device)
+        return self.coordinate_map
 
     def image_part(self, C5):                                                 # (B, C5, h, w)
         "What q takes from the image and the coordinates, bias included: (B, D_Q, h, w). Computed once per image."
         v = l2_normalise(self.project(C5))                                    # (B, D_I, h, w)
-        where = self.where(*C5.shape[-2:]).to(v)                              # (8, h, w)
+        xy = self.coordinates_of(*C5.shape[-2:]).to(v)                        # (8, h, w)
         W_I, _, W_P = self.fuse.weight.split(self.widths, 1)
-        return F.conv2d(v, W_I) + F.conv2d(where[None], W_P, self.fuse.bias)  # (B, D_Q, h, w)
+        return F.conv2d(v, W_I) + F.conv2d(xy[None], W_P, self.fuse.bias)     # (B, D_Q, h, w)
 
     def sentence_part(self, s):                                               # (S, D_S)
         "What q takes from the sentence: (S, D_Q, 1, 1)."

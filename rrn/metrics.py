@@ -68,9 +68,15 @@ class Counts:
     def __init__(self): self._intersections, self._unions = [], []
 
     @property
-    def intersections(self) -> np.ndarray: return np.array(self._intersections, dtype=np.int64)
+    def intersections(self) -> np.ndarray:
+        "Pixels in both masks of each sample, (S,) int64."
+        return np.array(self._intersections, dtype=np.int64)
+
     @property
-    def unions(self) -> np.ndarray: return np.array(self._unions, dtype=np.int64)
+    def unions(self) -> np.ndarray:
+        "Pixels in either mask of each sample, (S,) int64."
+        return np.array(self._unions, dtype=np.int64)
+
     def __len__(self): return len(self._unions)
 
     def add(self,

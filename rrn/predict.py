@@ -95,7 +95,9 @@ class Predictor:
         return self
 
     @property
-    def device(self): return next(self.model.parameters()).device
+    def device(self):
+        "Where the model is."
+        return next(self.model.parameters()).device
 
     @torch.inference_mode()
     def predict(self, sentence):

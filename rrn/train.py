@@ -175,9 +175,13 @@ class Reporter:
         self.log, self.order, self.c, self.steps = log, order, c, []
         self.clock = time.perf_counter() - log.seconds()
 
-    def add(self, step, loss, norm, sentences): self.steps.append((step, loss, norm, sentences))
+    def add(self, step, loss, norm, sentences):      # int, tensor, tensor, int
+        "Keep what a step returned."
+        self.steps.append((step, loss, norm, sentences))
 
-    def seconds(self): return time.perf_counter() - self.clock
+    def seconds(self) -> float:
+        "Training time so far."
+        return time.perf_counter() - self.clock
 
     def report(self, done, bar):
         "Log the mean over the steps since the last report; `RRNError` if a loss or gradient among them is not finite."
@@ -194,7 +198,7 @@ class Reporter:
 
 # %% ../nbs/1_paper/12_train.ipynb #809a1854
 def sentences_read(batch, parts, reader:Reader, team:Team) -> int:
-    "How many sentences of a step's `parts` the whole team has read; 0 if all pictures were skipped, and so is the step."
+    "How many sentences of a step's `parts` the whole team has read; 0 if all pictures were skipped: no step then."
     if team.size == 1: return len(batch.samples)
     return sum(map(len, parts)) if reader.on_corrupt == 'stop' else sum(team.collect([len(batch.samples)]))
 

@@ -1,9 +1,10 @@
 """The network at the paper's sizes, and what must not depend on how a batch is put together."""
+from dataclasses import asdict
 import pytest
 import torch
-from rrn.common.core import seed_everything
+from rrn.common.core import RRNError, seed_everything
 from rrn.loss import segmentation_loss
-from rrn.model import preset, RRN
+from rrn.model import Config, preset, RRN
 from rrn.train import make_optimiser, update_step
 
 
@@ -62,3 +63,47 @@ def test_batched_is_one_by_one():
              for i in range(3)]
     for whole, *parts in zip(together, *alone):
         torch.testing.assert_close(whole, sum(parts) / 3, atol=1e-5 * float(whole.abs().max()) + 1e-9, rtol=1e-4)
+
+
+def test_presets_are_values_and_nothing_else():
+    assert preset('paper') == Config() and preset('paper', update='rnn', lr=None).lr == 2.5e-4
+    for call in (lambda: preset('papre'), lambda: preset('paper', learning_rate=1)):
+        with pytest.raises(RRNError, match='Allowed'): call()
+
+
+def test_the_control_changes_the_weight_decay_alone():
+    one, two = preset('dlstm', reduction='sum', decay='l2'), preset('dlstm-ours', reduction='sum', decay='l2')
+    control = preset('dlstm-control')
+    def balance(c): return c.weight_decay / (c.image_size // (c.output_stride if c.resolution == 'feature' else 1))**2
+    assert balance(one) == pytest.approx(64 * balance(two)) and balance(control) == pytest.approx(balance(one))
+    assert {k for k, v in asdict(control).items() if v != getattr(two, k)} == {'weight_decay'}
+
+
+def test_weights_of_background_pixels():
+    c = preset('lstm-cnn')
+    assert c.background_weight == 1/3 and c.image_size // c.output_stride == 16
+    with pytest.raises(RRNError, match='background_weight=-1.0 is too small'): Config(background_weight=-1)
+
+
+def test_the_papers_cnn_is_frozen_at_stride_8():
+    with torch.device('meta'): paper = RRN(preset('paper', weights='random'), vocabulary_size=10_000)
+    assert paper.backbone.channels == dict(C1=64, C2=256, C3=512, C4=1024, C5=2048)
+    assert not any(p.requires_grad for p in paper.backbone.parameters()) and not paper.train().backbone.training
+    with torch.device('meta'): maps = paper.backbone(torch.zeros(1, 3, 320, 320))
+    assert all(maps[m].shape[-2:] == (40, 40) for m in ('C3', 'C4', 'C5'))
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(update='lsmt'), "Did you mean 'lstm'"), (dict(lr='fast'), 'should be float'), (dict(kernel=2), 'odd'),
+    (dict(iterations=0), 'at least 1'), (dict(pyramid='C5,C9'), 'C9'), (dict(image_size=90), 'multiple'),
+    (dict(lr=float('nan')), 'finite'), (dict(lr=float('inf')), 'finite'), (dict(seed=2**70), 'too large'),
+    (dict(seed=-1), 'at least 0'), (dict(seed=True), 'should be int'),
+    (dict(update='plain', normalise='gates'), "Allowed: , update"), (dict(update='rnn', peepholes=True), 'has no peepholes'),
+    (dict(normalise='gates', pyramid=''), 'no effect without refinement'), (dict(update='mine:'), 'no import path'),
+    (dict(adam='tensorflow'), "set decay='l2'"), (dict(bias_grad_scale=2.), "needs adam='tensorflow'")])
+def test_configurations_that_cannot_be(wrong, message):
+    with pytest.raises(RRNError, match=message): Config(**wrong)
+
+
+def test_values_are_brought_to_their_type():
+    assert Config(pyramid=['C5', 'C4']).pyramid == 'C5,C4' and Config(lr=1).lr == 1.

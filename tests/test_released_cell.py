@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from rrn.common.core import RRNError
-from rrn.refine import ReleasedConvLSTM
+from rrn.refine import ReleasedConvLSTM, released_cell_from_tf, released_cell_to_tf
 
 VECTORS = np.load(Path(__file__).parent/'vectors'/'convlstm_cell.npz')
 RUNS = {k.removesuffix('/h') for k in VECTORS.files if k.endswith('/h')}
@@ -19,7 +19,7 @@ def nchw(a): return torch.from_numpy(np.moveaxis(a, -1, -3).copy())
 def variables(config): return {k.removeprefix(f'{config}/var/'): VECTORS[k] for k in VECTORS.files if k.startswith(f'{config}/var/')}
 
 
-def cell_of(config, k=1, peephole=True, normalize=True): return ReleasedConvLSTM.from_tf(variables(config), k, peephole, normalize)
+def cell_of(config, k=1, peephole=True, normalize=True): return released_cell_from_tf(variables(config), k, peephole, normalize)
 
 
 def state(which): return (nchw(VECTORS['h0']), nchw(VECTORS['c0'])) if which == 'init' else None
@@ -43,7 +43,7 @@ def test_states_and_gradients(config, k, peephole, normalize, which):
     loss.backward()
     grads = copy.deepcopy(cell)
     for g, p in zip(grads.parameters(), cell.parameters()): g.data = p.grad
-    got = grads.to_tf('rnn/') | {'x': np.moveaxis(x.grad.numpy(), -3, -1)}
+    got = released_cell_to_tf(grads, 'rnn/') | {'x': np.moveaxis(x.grad.numpy(), -3, -1)}
     want = {key.removeprefix(f'{run}/grad/'): VECTORS[key] for key in VECTORS.files if key.startswith(f'{run}/grad/')}
     assert want.keys() == got.keys()
     for name, w in want.items(): np.testing.assert_allclose(got[name], w, rtol=0, atol=1e-5 * np.abs(w).max(), err_msg=name)
@@ -57,14 +57,14 @@ def test_a_single_filter():
 
 @pytest.mark.parametrize('config,k,peephole,normalize', CONFIGS, ids=lambda v: str(v))
 def test_to_tf_is_the_exact_way_back(config, k, peephole, normalize):
-    want, got = variables(config), cell_of(config, k, peephole, normalize).to_tf('rnn/')
+    want, got = variables(config), released_cell_to_tf(cell_of(config, k, peephole, normalize), 'rnn/')
     assert want.keys() == got.keys() and all(np.array_equal(w, got[n]) and got[n].dtype == np.float32 for n, w in want.items())
 
 
 @pytest.mark.parametrize('config,k,peephole,normalize', CONFIGS, ids=lambda v: str(v))
 def test_a_checkpoint_of_another_configuration_is_refused(config, k, peephole, normalize):
     for other in ((4 - k, peephole, normalize), (k, not peephole, normalize), (k, peephole, not normalize)):
-        with pytest.raises(RRNError, match='do not fit'): ReleasedConvLSTM.from_tf(variables(config), *other)
+        with pytest.raises(RRNError, match='do not fit'): released_cell_from_tf(variables(config), *other)
 
 
 def test_single_precision_is_as_good_as_double():
@@ -82,6 +82,6 @@ def test_a_map_without_variation_stays_finite():
 
 def test_state_dict_round_trip():
     cell = cell_of('k1_peep1_norm1')
-    other = ReleasedConvLSTM(cell.channels, cell.size, cell.in_channels)
+    other = ReleasedConvLSTM(cell.D, cell.size, in_channels=cell.in_channels)
     other.load_state_dict(cell.state_dict())
     assert torch.equal(cell.run(nchw(VECTORS['x']))[0], other.run(nchw(VECTORS['x']))[0])

@@ -24,7 +24,7 @@ from ..common.pretrained import find_weights
 from ..common.weight_files import load_weights
 from .tf_checkpoint import read_tf_checkpoint
 from ..model import Head, preset, RRN
-from ..refine import ReleasedConvLSTM
+from ..refine import released_cell_from_tf, released_cell_to_tf, ReleasedConvLSTM
 
 # %% ../../nbs/2_data/10_weights.ipynb #2319d1b0
 CELL = 'multi_rnn_cell/cell_0/basic_lstm_cell/'
@@ -258,7 +258,7 @@ def load_head(head, system, tensors):
     lstm_from_tf(head.encoder.lstm, *(tensors[WORD_LSTM[system] + n] for n in ('kernel', 'bias')))
     if system == 'rrn':
         arrays = {n: t.numpy() for n, t in tensors.items()}
-        head.refine.updates[0] = ReleasedConvLSTM.from_tf(arrays, head.config.kernel)
+        head.refine.updates[0] = released_cell_from_tf(arrays, head.config.kernel)
     if system == 'rmi':
         head.alstm.weight.copy_(tensors[f'RNN/ALSTM/{CELL}kernel'].T)
         head.alstm.bias.copy_(tensors[f'RNN/ALSTM/{CELL}bias'])
@@ -294,7 +294,7 @@ def to_tf(module      # what `from_tf` or `network` gave, or a network of the sa
     head = module.head if isinstance(module, RRN) else module
     scope, array = 'text_objseg/', lambda w: w.detach().cpu().float().contiguous().numpy()
     out = {scope + n: array(w) for n, w in head_to_tf(head).items()}
-    if system_of(head) == 'rrn': out |= head.refine.updates[0].to_tf(f'{scope}rnn/')
+    if system_of(head) == 'rrn': out |= released_cell_to_tf(head.refine.updates[0], f'{scope}rnn/')
     scores, backbone = getattr(head, 'fc1000', None), getattr(module, 'backbone', None)
     if scores is not None:
         out |= dict(zip(CLASS_SCORES, (array(scores.weight.permute(2, 3, 1, 0)), array(scores.bias))))

@@ -4,22 +4,20 @@
 
 # %% auto #0
 __all__ = ['TINY_SIZES', 'STAGES', 'OPTIONAL', 'REFERENCE_HEADS', 'PRECISIONS', 'LIMITS', 'COMPARED_PRESETS', 'EMBEDDED',
-           'TRIALS', 'TRIAL', 'SCENE_STEPS', 'TARGETS', 'SENTENCES', 'Place', 'Stage', 'stage', 'is_installed',
+           'TRIALS', 'TRIAL', 'SCENE_STEPS', 'val_seconds', 'TARGETS', 'Place', 'Stage', 'stage', 'is_installed',
            'gpu_facts', 'copy_rate', 'machine', 'vectors_folder', 'weight_rule', 'arrays_below', 'nchw',
            'ReferenceHead', 'reference_head', 'tf32', 'relative_error', 'head_outputs', 'errors_beside_cpu',
            'preset_outputs', 'small_preset', 'cell_errors', 'vectors', 'within_limit', 'peak_of', 'memory_at_1x7',
            'work_per_step', 'speed', 'speed_stage', 'crf_case', 'crf_errors', 'crf_pictures', 'crf', 'PackedMask',
            'scene_samples', 'scenes_by_split', 'trial_config', 'train_in', 'few_scenes', 'deterministic',
-           'deterministic_trials', 'free_trials', 'killed_trial', 'emptied', 'start_trial', 'result_of', 'determinism',
-           'kill_after_checkpoint', 'kill', 'random_outline', 'photographs', 'workers_here', 'loading',
+           'deterministic_trials', 'free_trials', 'killed_trial', 'emptied', 'start_trial', 'trial_result',
+           'determinism', 'kill_after_checkpoint', 'kill', 'random_outline', 'photographs', 'workers_here', 'loading',
            'evaluation_seconds', 'evaluation', 'NotFinished', 'scene_training', 'slice_end', 'train_scenes', 'is_done',
-           'read_stage_records', 'do_stage', 'run_stages', 'value_at', 'best_speed', 'fastest_of', 'worst_memory',
-           'all_same', 'verdicts', 'rates_text', 'as_text', 'rehearsed', 'unfinished', 'labels_that_differ',
-           'work_folder', 'main']
+           'read_stage_records', 'do_stage', 'run_stages', 'check_time', 'value_at', 'best_speed', 'fastest_of',
+           'all_of', 'count_of', 'Target', 'verdicts', 'as_text', 'work_folder', 'main']
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #bba40e0a
-import contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time
-import traceback
+import contextlib, hashlib, importlib.util, json, os, platform, shutil, signal, subprocess, sys, time, traceback
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,8 +28,8 @@ from PIL import Image, ImageDraw
 from ..batches import Batches, group_by_image, loader, Reader, TrainingOrder
 from ..common.checkpoints import weight_bytes
 from ..common.command import as_command
-from ..common.core import (derived_rng, device_name, locked, one_of, pick_device, read_json, repo_root, RRNError,
-                             seed_everything, write_json)
+from ..common.core import (derived_rng, device_name, locked, need_checkout, one_of, pick_device, read_json,
+                             repo_root, RRNError, seed_everything, write_json)
 from ..crf import make_crf
 from ..data.refer import EXPECTED, Sample
 from ..data.shapes import (describe, draw_scene, family_of, image_name, in_workers, save_jpeg, SET_SEED, split_of,
@@ -42,9 +40,10 @@ from .benchmark import (Bench, in_turns, matmul_peak, noise_photograph, peak_mem
                                        write_pictures)
 from .cost import count_operations, seconds_for
 from .record import provenance, Run
+from .report import render
 from ..loss import segmentation_loss
 from ..model import Config, preset, RRN
-from ..refine import ReleasedConvLSTM
+from ..refine import released_cell_from_tf
 from ..text import Vocabulary
 from ..train import batch_loss, make_engine, Plan, train, trained_weights
 
@@ -82,7 +81,9 @@ STAGES = {}
 
 def stage(name, limit, sentence):
     "Put a function into `STAGES`, in the order of the source."
-    def add(work): STAGES[name] = Stage(work, limit, sentence); return work
+    def add(work):
+        STAGES[name] = Stage(work, limit, sentence)
+        return work
     return add
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #cf0beb42
@@ -97,8 +98,7 @@ def gpu_facts(device) -> dict:
     "Name, memory and capability of a GPU, and what PyTorch is built for."
     p = torch.cuda.get_device_properties(device)
     return dict(name=p.name, memory=p.total_memory, multiprocessors=p.multi_processor_count,
-                capability=[p.major, p.minor],
-                cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
+                capability=[p.major, p.minor], cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
 
 def copy_rate(device, megabytes) -> float:
     "Bytes per second, read and written, of a copy within the device."
@@ -108,29 +108,34 @@ def copy_rate(device, megabytes) -> float:
 
 @stage('machine', 30, 'what the machine reaches in products of matrices and copies')
 def machine(place):
+    precisions = ['fp32', 'bf16'] if place.on_gpu else ['fp32']
     found = dict(packages_absent=[n for n in OPTIONAL if not is_installed(n)], cores=os.cpu_count(),
                  python=platform.python_version())
-    found |= {f'matmul_peak_{p}': matmul_peak(place.device, p)
-              for p in (['fp32', 'bf16'] if place.on_gpu else ['fp32'])}
-    return found | dict(copy_bytes_per_second=copy_rate(place.device, place.pick(2048, 8)),
-                        **(gpu_facts(place.device) if place.on_gpu else {}))
+    found |= {f'matmul_peak_{p}': matmul_peak(place.device, p) for p in precisions}
+    found |= dict(copy_bytes_per_second=copy_rate(place.device, place.pick(2048, 8)))
+    return found | (gpu_facts(place.device) if place.on_gpu else {})
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #215dd81c
 def vectors_folder() -> Path:
     "The folder of reference vectors; `RRNError` outside of a checkout."
-    folder = repo_root()/'tests'/'vectors'
+    folder = need_checkout('reading reference vectors, which are in tests/')/'tests'/'vectors'
     if folder.is_dir(): return folder
-    raise RRNError(f"{folder} is missing: the checks want a checkout, in whose tests/ the reference vectors are.")
+    raise RRNError(f"{folder} is missing: the checks want a whole checkout, with its tests.")
 
 def weight_rule():
     "The rule by which the vectors' weights were made: a function of a variable's name and shape."
     spec = importlib.util.spec_from_file_location('weight_rule', vectors_folder().parent/'weight_rule.py')
-    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module.rule
 
-def arrays_below(arrays, start): return {k.removeprefix(start): arrays[k] for k in arrays.files if k.startswith(start)}
+def arrays_below(arrays, start) -> dict:
+    "The arrays of a file whose names begin with `start`, by the rest of their names."
+    return {k.removeprefix(start): arrays[k] for k in arrays.files if k.startswith(start)}
 
-def nchw(a): return torch.from_numpy(np.moveaxis(a, -1, 1).copy())
+def nchw(a) -> torch.Tensor:
+    "An array (B, h, w, C) as a tensor (B, C, h, w)."
+    return torch.from_numpy(np.moveaxis(a, -1, 1).copy())
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #8fd39edd
 @dataclass
@@ -146,16 +151,15 @@ class ReferenceHead:
 def reference_head(name, prefix='') -> ReferenceHead:
     "Sample 1 of a file of vectors."
     arrays, rule = np.load(vectors_folder()/f'{name}.npz'), weight_rule()
-    variables = arrays_below(arrays, f'{prefix}var/') or {n: rule(n, shape) for n,
-                                                   shape in arrays_below(arrays, f'{prefix}shape/').items()}
+    shapes = arrays_below(arrays, f'{prefix}shape/')
+    variables = arrays_below(arrays, f'{prefix}var/') or {n: rule(n, shape) for n, shape in shapes.items()}
     inputs = arrays_below(arrays, f'{prefix}in/imgB/')
-    maps = {'C5': nchw(inputs['fc1000_logits'])} if 'fc1000_logits' in inputs else {m: nchw(inputs[m])
-                                                                                    for m in ('C3', 'C4',
-                                                                                              'C5') if m in inputs}
+    if 'fc1000_logits' in inputs: inputs['C5'] = inputs['fc1000_logits']
+    maps = {m: nchw(inputs[m]) for m in ('C3', 'C4', 'C5') if m in inputs}
     words = torch.from_numpy(arrays[f'{prefix}s1/words']).long()[None]
     mask = torch.from_numpy(inputs['target_fine'])[..., 0].float()
-    return ReferenceHead(from_tf(variables), maps, words, mask, arrays[f'{prefix}s1/up'],
-                'image' if name == 'rrn_head' else 'feature')
+    resolution = 'image' if name == 'rrn_head' else 'feature'
+    return ReferenceHead(from_tf(variables), maps, words, mask, arrays[f'{prefix}s1/up'], resolution)
 
 REFERENCE_HEADS = {'RRN': ('rrn_head', ''), 'D-LSTM': ('dlstm_head', 'deeplab/'), 'RMI': ('rmi_head', 'deeplab/')}
 
@@ -185,8 +189,8 @@ def head_outputs(c:ReferenceHead, device, precision) -> tuple:
     head.zero_grad()
     with autocast(device, precision): up, logits = head(maps, words, size=mask.shape[-2:]), head(maps, words)
     segmentation_loss(logits, mask, c.resolution, 'logits', 'sum', 'tf').backward()
-    return up.detach().float().cpu(), torch.cat([p.grad.reshape(-1).cpu()
-                                                 for p in head.parameters() if p.grad is not None])
+    gradients = [p.grad.reshape(-1).cpu() for p in head.parameters() if p.grad is not None]
+    return up.detach().float().cpu(), torch.cat(gradients)
 
 def errors_beside_cpu(work, device) -> dict:
     "What `work(device, precision)` -> tensors gives in each way on `device`, beside float32 on the CPU: errors by way."
@@ -210,9 +214,8 @@ def preset_outputs(c:Config, device, precision) -> tuple:
 
 def small_preset(name) -> Config:
     "The head of a preset at small sizes, on the small CNN."
-    c = preset(name, **TINY_SIZES | dict(image_size=64, embed_dim=32, D_I=32, D_S=32, D_Q=32, vocabulary='', output_stride=8,
-                                   finetune=''))
-    return c
+    sizes = dict(image_size=64, embed_dim=32, D_I=32, D_S=32, D_Q=32, output_stride=8)
+    return preset(name, **TINY_SIZES | sizes | dict(vocabulary='', finetune=''))
 
 def cell_errors(device) -> dict:
     "The released cell's states after a sequence, in float32, beside the program's: error by configuration."
@@ -220,7 +223,8 @@ def cell_errors(device) -> dict:
     x = torch.from_numpy(np.moveaxis(arrays['x'], -1, -3).copy()).to(device)
     for name in sorted({k.split('/')[0] for k in arrays.files if k.endswith('/zero/c')}):
         k, peephole, normalize = (int(part[-1]) for part in name.split('_'))
-        cell = ReleasedConvLSTM.from_tf(arrays_below(arrays, f'{name}/var/'), k, bool(peephole), bool(normalize)).to(device)
+        variables = arrays_below(arrays, f'{name}/var/')
+        cell = released_cell_from_tf(variables, k, bool(peephole), bool(normalize)).to(device)
         with torch.no_grad(), tf32(False): h, _ = cell.run(x)
         found[name] = relative_error(h, np.moveaxis(arrays[f'{name}/zero/h'], -1, -3).copy())
     return found
@@ -232,13 +236,16 @@ def vectors(place):
     for name, which in REFERENCE_HEADS.items():
         c = reference_head(*which)
         found[name] = errors_beside_cpu(partial(head_outputs, c), place.device)
-        found[name]['released program, fp32'] = [relative_error(head_outputs(c, place.device, 'fp32')[0][:, 0], c.want[..., 0])]
-    for name in COMPARED_PRESETS: found[f'preset {name}'] = errors_beside_cpu(partial(preset_outputs, small_preset(name)), place.device)
+        up = head_outputs(c, place.device, 'fp32')[0]
+        found[name]['released program, fp32'] = [relative_error(up[:, 0], c.want[..., 0])]
+    for name in COMPARED_PRESETS:
+        work = partial(preset_outputs, small_preset(name))
+        found[f'preset {name}'] = errors_beside_cpu(work, place.device)
     cells = cell_errors(place.device)
-    wrong = [f'{n} {how}' for n, ways in found.items() for how,
-             errors in ways.items() if how in LIMITS and not within_limit(errors, LIMITS[how])]
-    return dict(errors=found, cells=cells, limits=LIMITS,
-                too_far=wrong + [n for n, e in cells.items() if not e < LIMITS['fp32']])
+    wrong = [f'{n} {how}' for n, ways in found.items() for how, errors in ways.items()
+             if how in LIMITS and not within_limit(errors, LIMITS[how])]
+    wrong += [n for n, e in cells.items() if not e < LIMITS['fp32']]
+    return dict(errors=found, cells=cells, limits=LIMITS, too_far=wrong)
 
 def within_limit(errors, limit) -> bool:
     "Whether outputs and gradients are near enough; NaN is not."
@@ -247,11 +254,13 @@ def within_limit(errors, limit) -> bool:
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #fea8f39b
 def peak_of(c:Config, place, images, sentences) -> dict:
     "Bytes at the peak of a training step, and held by weights, gradients and optimiser after it."
-    if place.on_gpu: torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+    if place.on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     bench = Bench(c, place.device, images, sentences, place.pick(10_000, 50), plain=False)
     for _ in range(3): bench.train()
-    return dict(peak=peak_memory(place.device), held=torch.cuda.memory_allocated() if place.on_gpu else None,
-                reserved=torch.cuda.max_memory_reserved() if place.on_gpu else None)
+    held, reserved = (torch.cuda.memory_allocated(), torch.cuda.max_memory_reserved()) if place.on_gpu else (None, None)
+    return dict(peak=peak_memory(place.device), held=held, reserved=reserved)
 
 @stage('memory', 30, 'bytes that a training step needs, 1 image x 7 sentences')
 def memory_at_1x7(place):
@@ -279,9 +288,8 @@ def speed(place, images, sentences, compiled) -> dict:
                      times_the_plain_port=n * t[f'plain {w}']['median'] / t[w]['median'])
              for w in ('train', 'evaluate')}
     return dict(images=images, sentences=sentences, compiled=compiled, precision=c.precision, seconds=t, **rates,
-                steps_per_second=1 / t['train']['median'],
-                operations_per_step=counted, share_of_peak=counted / t['train']['median'] / peak,
-                peak_memory=peak_memory(place.device),
+                steps_per_second=1 / t['train']['median'], operations_per_step=counted,
+                share_of_peak=counted / t['train']['median'] / peak, peak_memory=peak_memory(place.device),
                 seconds_with_compilation=time.perf_counter() - start)
 
 def speed_stage(images, sentences, compiled):
@@ -314,7 +322,8 @@ def crf_errors(device) -> dict:
 def crf_pictures(side, pictures, sentences, device) -> tuple:
     "Probabilities (S, 1, H, W), pictures (B, 3, H, W) and which belong together."
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    images = torch.stack([torch.from_numpy(noise_photograph(rng, side, side)).permute(2, 0, 1) for _ in range(pictures)])
+    drawn = [noise_photograph(rng, side, side) for _ in range(pictures)]
+    images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
     p = F.interpolate(torch.rand(pictures * sentences, 1, 10, 10, generator=generator), (side, side), mode='bilinear')
     return p.to(device), images.to(device), torch.arange(pictures, device=device).repeat_interleave(sentences)
 
@@ -322,8 +331,8 @@ def crf_pictures(side, pictures, sentences, device) -> tuple:
 def crf(place):
     side, pictures = place.pick(320, 24), place.pick(4, 1)
     p, images, of = crf_pictures(side, pictures, 7, place.device)
-    t = in_turns({'crf': lambda: make_crf('torch').batch(p, images, of)}, place.device,
-                 place.pick(5, 1))['crf']['median']
+    work = lambda: make_crf('torch').batch(p, images, of)
+    t = in_turns({'crf': work}, place.device, place.pick(5, 1))['crf']['median']
     return dict(errors=crf_errors(place.device), side=side, sentences_per_second=len(p) / t,
                 pictures_per_second=pictures / t)
 
@@ -338,29 +347,30 @@ class PackedMask:
     @classmethod
     def of(cls, mask): return cls(np.packbits(mask).tobytes(), *mask.shape)
 
-    def decode(self): return np.unpackbits(np.frombuffer(self.bits, np.uint8),
-                                           count=self.height * self.width).reshape(self.height, self.width).astype(bool)
+    def decode(self) -> np.ndarray:     # (H, W) bool
+        "The mask."
+        bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.height * self.width)
+        return bits.reshape(self.height, self.width).astype(bool)
 
 def scene_samples(task) -> list:
     "Draw scene `index`, write its picture, and return its samples."
     folder, index, sizes = task
-    split = split_of(index, sizes)
-    scene, rng, path = draw_scene(SET_SEED, index, family_of(split)), derived_rng(SET_SEED, index,
-                                                                                  0), Path(folder)/image_name(index)
+    split, path = split_of(index, sizes), Path(folder)/image_name(index)
+    scene, rng = draw_scene(SET_SEED, index, family_of(split)), derived_rng(SET_SEED, index, 0)
     save_jpeg(path, scene.image)
-    said = {i: [s for s, _ in describe(rng, scene.things[i], scene.things, 'unc')]
-            for i in targets(scene) if wanted(split, scene.things[i].cls)}
-    sample = lambda i, j, s: Sample(path, PackedMask.of(scene.masks[i]), s, index + 1, 100 * index + i,
-                                    10_000 * index + 100 * i + j, split,
-                                    scene.things[i].cls, 1, *scene.image.shape[:2])
-    return [sample(i, j, s) for i, some in said.items() for j, s in enumerate(some)]
+    samples = []
+    for i in [i for i in targets(scene) if wanted(split, scene.things[i].cls)]:
+        thing, mask, ref_id = scene.things[i], PackedMask.of(scene.masks[i]), 100 * index + i
+        samples += [Sample(path, mask, sentence, index + 1, ref_id, 100 * ref_id + j, split, thing.cls, 1,
+                           *scene.image.shape[:2])
+                    for j, (sentence, _) in enumerate(describe(rng, thing, scene.things, 'unc'))]
+    return samples
 
 def scenes_by_split(folder, sizes=SPLITS, workers=None) -> dict:
     "The samples of every split, with their pictures in `folder`."
     Path(folder).mkdir(parents=True, exist_ok=True)
-    drawn = in_workers(scene_samples, [(folder, i, sizes) for i in range(sum(sizes.values()))], 'drawing scenes',
-                       workers)
-    samples = [s for some in drawn for s in some]
+    tasks = [(folder, i, sizes) for i in range(sum(sizes.values()))]
+    samples = [s for some in in_workers(scene_samples, tasks, 'drawing scenes', workers) for s in some]
     return {split: [s for s in samples if s.split == split] for split in sizes}
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #26c584af
@@ -369,8 +379,8 @@ TRIALS = {'paper': {}, 'fast': {}, 'released': dict(vocabulary='')}
 
 def trial_config(place, name) -> Config:
     "A short training of the embedded scenes with the head of a preset."
-    return place.config(name, **EMBEDDED | TRIALS[name]
-                        | dict(iterations=30, warmup=0, precision='bf16' if name == 'fast' else 'fp32'))
+    short = dict(iterations=30, warmup=0, precision='bf16' if name == 'fast' else 'fp32')
+    return place.config(name, **EMBEDDED | TRIALS[name] | short)
 
 def train_in(place, c:Config, samples, folder, interrupted=False, **plan) -> dict:
     "Train in `folder`; the hash of the final weights and the last loss."
@@ -384,7 +394,9 @@ def train_in(place, c:Config, samples, folder, interrupted=False, **plan) -> dic
                     Plan(log_every=1, **dict(save_every=10**6, stop_after=stop) | plan))
     return dict(weights=hashlib.sha256(weight_bytes(model)).hexdigest()[:16], loss=float(log.loss.dropna().iloc[-1]))
 
-def few_scenes(place, folder): return scenes_by_split(folder, dict(train=place.pick(40, 4)), workers=1)['train']
+def few_scenes(place, folder) -> list:
+    "Samples of some scenes, for a short training."
+    return scenes_by_split(folder, dict(train=place.pick(40, 4)), workers=1)['train']
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #9f0b07fa
 @contextlib.contextmanager
@@ -398,23 +410,24 @@ def deterministic():
 def deterministic_trials(place) -> dict:
     "Each network twice, and once interrupted, with deterministic algorithms; by name."
     samples = few_scenes(place, place.work/'scenes')
+    def run(name, number, **how):
+        folder = emptied(place.work/f'trial-{name}-{number}')
+        return train_in(place, trial_config(place, name), samples, folder, **how)
     names = place.pick(list(TRIALS), ['paper'])
-    run = lambda name, again, **how: train_in(place, trial_config(place, name), samples,
-                                             emptied(place.work/f'trial-{name}-{again}'), **how)
     return {name: [run(name, 0), run(name, 1), run(name, 2, interrupted=True)] for name in names}
 
 def free_trials(place) -> dict:
     "Each network twice, as PyTorch comes."
     samples = few_scenes(place, place.work/'scenes')
-    run = lambda name, again: train_in(place, trial_config(place, name), samples,
-                                      emptied(place.work/f'free-{name}-{again}'))
+    def run(name, number):
+        return train_in(place, trial_config(place, name), samples, emptied(place.work/f'free-{name}-{number}'))
     return {name: [run(name, 0), run(name, 1)] for name in place.pick(list(TRIALS), ['paper'])}
 
 @deterministic()
 def killed_trial(place) -> dict:
     "The first of these trainings with many checkpoints, to be killed by another process."
-    return train_in(place, trial_config(place, 'paper'), few_scenes(place, place.work/'scenes'), place.work/'killed',
-                   save_every=2)
+    samples = few_scenes(place, place.work/'scenes')
+    return train_in(place, trial_config(place, 'paper'), samples, place.work/'killed', save_every=2)
 
 def emptied(folder) -> Path:
     "`folder`, without what an earlier attempt left there."
@@ -426,23 +439,22 @@ TRIAL = {'deterministic': deterministic_trials, 'killed': killed_trial}
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #cd50200a
 def start_trial(place, name) -> subprocess.Popen:
     "A trial in a process of its own, with cuBLAS told to be deterministic before it starts."
-    words = [sys.executable, '-m', 'rrn.experiments.gpu_checks', '--trial', name, '--out', str(place.work.parent),
-             '--device', str(place.device)]
-    env = os.environ | dict(CUBLAS_WORKSPACE_CONFIG=':4096:8',
-                            PYTHONPATH=os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]))
-    return subprocess.Popen([*words, *(['--tiny'] if place.tiny else [])], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env=env)
+    command = [sys.executable, '-m', 'rrn.experiments.gpu_checks', '--trial', name, '--out', str(place.work.parent),
+               '--device', str(place.device), *(['--tiny'] if place.tiny else [])]
+    path = os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')])
+    env = os.environ | dict(CUBLAS_WORKSPACE_CONFIG=':4096:8', PYTHONPATH=path)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
-def result_of(process):
+def trial_result(process):
     "What a trial printed last. `RRNError` if it failed."
-    out, said = process.communicate()
-    if process.returncode: raise RRNError(f"a trial ended with {process.returncode}: {said[-1500:]}")
+    out, errors = process.communicate()
+    if process.returncode: raise RRNError(f"a trial ended with {process.returncode}: {errors[-1500:]}")
     return json.loads(out.splitlines()[-1])
 
 @stage('determinism', 150, 'two trainings with the same bits, and one that was interrupted')
 def determinism(place):
     # a CPU needs no process of its own
-    found = deterministic_trials(place) if place.tiny else result_of(start_trial(place, 'deterministic'))
+    found = deterministic_trials(place) if place.tiny else trial_result(start_trial(place, 'deterministic'))
     free = free_trials(place)
     same = {name: len({r['weights'] for r in runs}) == 1 for name, runs in found.items()}
     return dict(deterministic=found, same_bits=same, as_pytorch_comes=free,
@@ -455,7 +467,9 @@ def kill_after_checkpoint(place, limit=300) -> int:
     process, end = start_trial(place, 'killed'), time.monotonic() + limit
     saved = lambda: sorted((place.work/'killed'/'checkpoints').glob('step-*'))
     while not saved() and process.poll() is None and time.monotonic() < end: time.sleep(.02)
-    if process.poll() is not None: result_of(process); raise RRNError("the training ended before it could be killed.")
+    if process.poll() is not None:
+        trial_result(process)
+        raise RRNError("the training ended before it could be killed.")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     if not saved(): raise RRNError(f"the training had no checkpoint after {limit} seconds.")
@@ -467,7 +481,8 @@ def kill(place):
         raise RRNError("what it is compared with is missing: do the stage determinism first.")
     emptied(place.work/'killed')
     step = kill_after_checkpoint(place)
-    alone, resumed = place.records['determinism']['deterministic']['paper'][0], result_of(start_trial(place, 'killed'))
+    alone = place.records['determinism']['deterministic']['paper'][0]
+    resumed = trial_result(start_trial(place, 'killed'))
     return dict(killed_at_step=step, resumed=resumed, left_alone=alone,
                 same_bits=resumed['weights'] == alone['weights'])
 
@@ -477,20 +492,23 @@ def random_outline(rng, height, width) -> PackedMask:
     angle = np.sort(rng.random(20)) * 2 * np.pi
     radius, (y, x) = rng.uniform(.05, .2) * height * rng.uniform(.7, 1, 20), rng.uniform(.3, .7, 2) * (height, width)
     image = Image.new('1', (width, height))
-    ImageDraw.Draw(image).polygon([(float(x + r * np.cos(a)), float(y + r * np.sin(a))) for a, r in zip(angle, radius)],
-                                  fill=1)
+    corners = [(float(x + r * np.cos(a)), float(y + r * np.sin(a))) for a, r in zip(angle, radius)]
+    ImageDraw.Draw(image).polygon(corners, fill=1)
     return PackedMask.of(np.asarray(image))
 
 def photographs(folder, pictures, sentences=7, size=(480, 640)) -> list:
     "Samples about pictures of noise, of which at most 60 differ."
-    names, rng = [image_name(i) for i in range(pictures)], np.random.default_rng(0)
-    if not all((Path(folder)/n).exists() for n in names): write_pictures(emptied(folder), names, min(60, pictures), size)
+    folder, names, rng = Path(folder), [image_name(i) for i in range(pictures)], np.random.default_rng(0)
+    if not all((folder/n).exists() for n in names): write_pictures(emptied(folder), names, min(60, pictures), size)
     shapes = [random_outline(rng, *size) for _ in range(50)]
-    return [Sample(Path(folder)/n, shapes[(7 * i + j) % 50], 'left zebra', i, 100 * i + j, 100 * i + j, 'val', 'zebra',
-                   1, *size)
-            for i, n in enumerate(names) for j in range(sentences)]
+    def sample(i, j):
+        mask, number = shapes[(7 * i + j) % 50], 100 * i + j
+        return Sample(folder/names[i], mask, 'left zebra', i, number, number, 'val', 'zebra', 1, *size)
+    return [sample(i, j) for i in range(pictures) for j in range(sentences)]
 
-def workers_here(place): return min(16, os.cpu_count() or 1) if place.on_gpu else 0
+def workers_here(place) -> int:
+    "Processes that decode pictures."
+    return min(16, os.cpu_count() or 1) if place.on_gpu else 0
 
 @stage('loading', 60, 'pictures and sentences a second from files, in worker processes')
 def loading(place):
@@ -498,13 +516,13 @@ def loading(place):
     samples = photographs(place.work/'photographs', pictures, size=place.pick((480, 640), (48, 64)))
     reader = Reader(Vocabulary.build(['left zebra']), c.image_size, c.max_words, remember=0)
     order = TrainingOrder(group_by_image(samples), 4, 7)
-    def read(): return sum(len(b.to(place.device).words)
-                           for b in loader(Batches(reader, order), range(order.steps_per_epoch), workers,
-                                           pin=place.on_gpu))
+    def read():
+        steps = range(order.steps_per_epoch)
+        for batch in loader(Batches(reader, order), steps, workers, pin=place.on_gpu): batch.to(place.device)
     taken = seconds_for(read, place.device)
-    trained = place.records.get('speed 4x7', {}).get('train', {}).get('sentences_per_second')
+    computed = value_at('speed 4x7', 'train', 'sentences_per_second')(place.records)
     return dict(workers=workers, pictures_per_second=pictures / taken, sentences_per_second=len(samples) / taken,
-                computing_sentences_per_second=trained)
+                computing_sentences_per_second=computed)
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #fd017211
 def evaluation_seconds(place, samples, crf=None) -> float:
@@ -518,8 +536,8 @@ def evaluation_seconds(place, samples, crf=None) -> float:
 
 @stage('evaluation', 120, 'sentences a second of a whole evaluation, with a CRF and without')
 def evaluation(place):
-    samples, sentences = photographs(place.work/'photographs', place.pick(400, 4),
-                                     size=place.pick((480, 640), (48, 64))), EXPECTED['unc']['val'][1]
+    size, sentences = place.pick((480, 640), (48, 64)), EXPECTED['unc']['val'][1]
+    samples = photographs(place.work/'photographs', place.pick(400, 4), size=size)
     some = samples[:place.pick(700, 7)]
     plain, refined = evaluation_seconds(place, samples), evaluation_seconds(place, some, make_crf('torch'))
     found = {'without CRF': (len(samples), plain), 'with CRF': (len(some), refined)}
@@ -535,8 +553,8 @@ class NotFinished(Exception):
 def scene_training(place) -> tuple:
     "Configuration, samples by split, order and reader of the training."
     c = replace(place.config('fast', **EMBEDDED, iterations=place.pick(SCENE_STEPS, 6)), warmup=place.pick(100, 0))
-    drawn = scenes_by_split(place.work/'all-scenes', place.pick(dict(train=SPLITS['train'], val=SPLITS['val']),
-                                                       dict(train=4, val=2)), None if place.on_gpu else 1)
+    sizes = place.pick(dict(train=SPLITS['train'], val=SPLITS['val']), dict(train=4, val=2))
+    drawn = scenes_by_split(place.work/'all-scenes', sizes, None if place.on_gpu else 1)
     order = TrainingOrder(group_by_image(drawn['train']), c.images_per_batch, c.sentences_per_image, c.seed)
     words = Vocabulary.build(s.sentence for s in drawn['train'])
     return c, drawn, order, Reader(words, c.image_size, c.max_words)
@@ -554,16 +572,16 @@ def train_scenes(place):
         end = min(c.iterations, slice_end(place, run))
         seed_everything(c.seed)
         model = RRN(c, len(reader.vocabulary)).on(place.device)
-        log = train(model, order, reader, run,
-                    Plan(workers=workers_here(place), save_every=10**6, log_every=place.pick(50, 1), stop_after=end))
+        plan = Plan(workers=workers_here(place), save_every=10**6, log_every=place.pick(50, 1), stop_after=end)
+        log = train(model, order, reader, run, plan)
         short = place.left() < 1.5 * (time.monotonic() - began)
-        if end < c.iterations and short: raise NotFinished(f'at step {end} of {c.iterations}')
+        if end < c.iterations and short: raise NotFinished(f'train: time is up at step {end} of {c.iterations}')
         began = time.monotonic()
     found = summary(evaluate(model, drawn['val'], reader, workers=workers_here(place)))
-    return dict(steps=c.iterations, sentences=int(log.sentences.sum()), training_seconds=float(log.seconds.max()),
-                steps_per_second=c.iterations / float(log.seconds.max()),
-                sentences_per_second=float(log.sentences.sum() / log.seconds.max()), first_loss=float(log.loss.iloc[0]),
-                last_loss=float(log.loss.iloc[-1]), val=found)
+    seconds, sentences = float(log.seconds.max()), int(log.sentences.sum())
+    return dict(steps=c.iterations, sentences=sentences, training_seconds=seconds,
+                steps_per_second=c.iterations / seconds, sentences_per_second=sentences / seconds,
+                first_loss=float(log.loss.iloc[0]), last_loss=float(log.loss.iloc[-1]), val=found)
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #3005b783
 for shape in ((1, 1), (1, 7), (16, 7), (4, 7)): speed_stage(*shape, True)
@@ -571,7 +589,9 @@ for shape in ((4, 1), (16, 1)): speed_stage(*shape, False)
 for shape in ((4, 1), (16, 1)): speed_stage(*shape, True)
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #3818f1ba
-def is_done(record) -> bool: return bool(record) and 'error' not in record
+def is_done(record) -> bool:
+    "Whether a stage has been recorded, and did not fail."
+    return bool(record) and 'error' not in record
 
 def read_stage_records(path, place) -> dict:
     "What is recorded so far. `RRNError` if it is about another device, or another size."
@@ -592,22 +612,28 @@ def do_stage(name, place) -> dict:
     if place.on_gpu and 'error' not in found: torch.cuda.synchronize()
     return facts | dict(took=time.perf_counter() - start) | found
 
-def run_stages(place, out, only=(), say=print) -> dict:
+def run_stages(place, out, only=(), log=print) -> dict:
     "Carry out the stages that are not recorded while there is time; all records."
-    path = Path(out)/'records.json'
+    path, started = Path(out)/'records.json', False
     records = place.records = read_stage_records(path, place)
-    started = False
     for name in only or STAGES:
         if is_done(records.get(name)): continue
-        if started and place.left() < place.pick(STAGES[one_of('stage', name, STAGES)].limit,
-                                                 0): say(f'time is up before {name}'); break
-        say(f'{name}: {STAGES[one_of("stage", name, STAGES)].sentence} ...')
-        try: records[name] = do_stage(name, place)
-        except NotFinished as e: say(f'{name}: time is up {e}'); break
+        try:
+            check_time(name, place, started)
+            log(f'{name}: {STAGES[name].sentence} ...')
+            records[name] = do_stage(name, place)
+        except NotFinished as e:
+            log(f'{e}')
+            break
         started = True
         write_json(path, records)
-        say(f"{name}: {records[name].get('error', 'recorded')}, {records[name]['took']:.1f} s")
+        log(f"{name}: {records[name].get('error', 'recorded')}, {records[name]['took']:.1f} s")
     return records
+
+def check_time(name, place, started:bool):
+    "`NotFinished` if a stage would not end in this call; the first one is tried. `RRNError` for an unknown stage."
+    stage = STAGES[one_of('stage', name, STAGES)]
+    if started and place.left() < place.pick(stage.limit, 0): raise NotFinished(f'time is up before {name}')
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #9680c41e
 def value_at(*keys):
@@ -625,81 +651,70 @@ def best_speed(*keys):
     return find
 
 def fastest_of(prefix, key):
-    "The larger of a value with compilation and without."
-    return lambda records: max([v for n in (prefix, f'{prefix} compiled') if (v := value_at(n, key)(records)) is not None],
-                               default=None)
+    "The larger of a value with compilation and without, or None."
+    def find(records):
+        values = [value_at(name, key)(records) for name in (prefix, f'{prefix} compiled')]
+        return max([v for v in values if v is not None], default=None)
+    return find
 
-def worst_memory(records): return value_at('memory', 'bf16', 'peak')(records)
+def all_of(*keys):
+    "1 if a value, or every one of several by name, is true; 0 if not; None where there is none."
+    def find(records):
+        value = value_at(*keys)(records)
+        return None if value is None else int(all(value.values()) if isinstance(value, dict) else value)
+    return find
 
-def all_same(records): return value_at('determinism',
-                                 'same_bits')(records) and all(value_at('determinism', 'same_bits')(records).values())
+def count_of(*keys):
+    "How many there are in a list, or None."
+    def find(records):
+        value = value_at(*keys)(records)
+        return None if value is None else len(value)
+    return find
 
-TARGETS = [   # what, where, at least or at most, how much, unit, factor to that unit
-    ('training, best of all shapes', best_speed('train', 'sentences_per_second'), 'at least', 2000, 'sentences/s', 1),
-    ('share of the measured peak in training', best_speed('share_of_peak'), 'at least', 25, '%', 100),
-    ('steps with one image and one sentence', fastest_of('speed 1x1', 'steps_per_second'), 'at least', 200, 'steps/s', 1),
-    ('UNC val, 10,834 sentences', value_at('evaluation', 'without CRF', 'seconds_for_unc_val'), 'at most', 60, 's', 1),
-    ('UNC val with CRF', value_at('evaluation', 'with CRF', 'seconds_for_unc_val'), 'at most', 180, 's', 1),
-    ('memory at 1 x 7', worst_memory, 'at most', 6, 'GB', 1e-9),
-    ('checks beside the CPU that are too far off',
-     lambda r: len(value_at('vectors', 'too_far')(r)) if is_done(r.get('vectors')) else None, 'at most', 0, '', 1),
-    ('trainings that are the same bit for bit', lambda r: int(all_same(r)) if is_done(r.get('determinism')) else None,
-     'at least', 1, '', 1),
-    ('killed and gone on, the same bits', lambda r: int(value_at('kill', 'same_bits')(r)) if is_done(r.get('kill')) else None,
-     'at least', 1, '', 1)]
+@dataclass(frozen=True)
+class Target:
+    "What a GPU should reach."
+    what: str
+    find: object       # function of the records
+    side: str          # 'at least' or 'at most'
+    goal: float
+    unit: str = ''
+    factor: float = 1  # to that unit
+
+    def verdict(self, records) -> tuple:
+        "(what, found, wanted, 'met' | 'missed' | 'not measured')."
+        value, wanted = self.find(records), f'{self.side} {self.goal:,} {self.unit}'.strip()
+        if value is None: return self.what, '', wanted, 'not measured'
+        value *= self.factor
+        met = value >= self.goal if self.side == 'at least' else value <= self.goal
+        return self.what, f'{value:,.4g} {self.unit}'.strip(), wanted, 'met' if met else 'missed'
+
+val_seconds = partial(value_at, 'evaluation')
+TARGETS = [
+    Target('training, best of all shapes', best_speed('train', 'sentences_per_second'),
+           'at least', 2000, 'sentences/s'),
+    Target('share of the measured peak in training', best_speed('share_of_peak'), 'at least', 25, '%', 100),
+    Target('steps with one image and one sentence', fastest_of('speed 1x1', 'steps_per_second'),
+           'at least', 200, 'steps/s'),
+    Target('UNC val, 10,834 sentences', val_seconds('without CRF', 'seconds_for_unc_val'), 'at most', 60, 's'),
+    Target('UNC val with CRF', val_seconds('with CRF', 'seconds_for_unc_val'), 'at most', 180, 's'),
+    Target('memory at 1 x 7', value_at('memory', 'bf16', 'peak'), 'at most', 6, 'GB', 1e-9),
+    Target('checks beside the CPU that are too far off', count_of('vectors', 'too_far'), 'at most', 0),
+    Target('trainings that are the same bit for bit', all_of('determinism', 'same_bits'), 'at least', 1),
+    Target('killed and gone on, the same bits', all_of('kill', 'same_bits'), 'at least', 1)]
 
 def verdicts(records) -> list:
-    "Rows of target and what was found: (what, found, wanted, met | missed | not measured)."
-    rows = []
-    for what, find, side, goal, unit, factor in TARGETS:
-        value = find({n: r for n, r in records.items() if is_done(r)})
-        if value is None: rows.append((what, '', f'{side} {goal:,} {unit}'.strip(), 'not measured')); continue
-        met = value * factor >= goal if side == 'at least' else value * factor <= goal
-        rows.append((what, f'{value * factor:,.4g} {unit}'.strip(), f'{side} {goal:,} {unit}'.strip(),
-                     'met' if met else 'missed'))
-    return rows
-
-def rates_text(r) -> str:
-    "What a stage of speed found, in a line."
-    return (f"training {r['train']['sentences_per_second']:,.4g} sentences/s, {r['train']['times_the_plain_port']:.3g} "
-            f"times the plain port, {100 * r['share_of_peak']:.3g} % of the peak; "
-            f"evaluation {r['evaluate']['sentences_per_second']:,.4g}")
+    "Rows of target and what was found, see `Target.verdict`."
+    done = {n: r for n, r in records.items() if is_done(r)}
+    return [target.verdict(done) for target in TARGETS]
 
 def as_text(records) -> str:
-    "The targets, the speeds and what went wrong, in Markdown."
-    if any(r['tiny'] for r in records.values()): return rehearsed(records)
-    lines = ['| what | found | target | |', '| --- | --- | --- | --- |',
-             *(f"| {' | '.join(row)} |" for row in verdicts(records)), '']
-    for name, r in records.items():
-        if name.startswith('speed') and is_done(r):
-            lines.append(f'- {name}: {rates_text(r)}')
-    lines += [f"- {name}: {text(records[name])}" for name, text in SENTENCES.items() if is_done(records.get(name))]
-    return '\n'.join(lines + unfinished(records))
-
-def rehearsed(records) -> str:
-    "What a rehearsal shows: which stages ran."
-    ran = [n for n, r in records.items() if is_done(r)]
-    said = f"A rehearsal at tiny sizes, which says nothing about a GPU: {len(ran)} of {len(STAGES)} stages ran."
-    return '\n'.join([said, *unfinished(records)])
-
-def unfinished(records) -> list:
-    "Lines about stages that failed or are left."
-    failed = [f"- {name} failed: {r['error'].splitlines()[0][:200]}" for name, r in records.items() if not is_done(r)]
-    left = [n for n in STAGES if n not in records]
-    return [*failed, *([f"Not done yet: {', '.join(left)}. Give the same command again."] if left else [])]
-
-def labels_that_differ(r): return sum(e['labels_that_differ'] for e in r['errors'].values())
-
-SENTENCES = {
-    'machine': lambda r: f"{r['device']}; bf16 products {r.get('matmul_peak_bf16', 0) / 1e12:.0f} TFLOP/s, "
-                         f"copies {r['copy_bytes_per_second'] / 1e12:.2f} TB/s",
-    'crf': lambda r: f"{r['sentences_per_second']:,.4g} sentences/s at {r['side']} pixels; "
-                     f"pixels with another label than on the CPU: {labels_that_differ(r)}",
-    'loading': lambda r: f"{r['sentences_per_second']:,.4g} sentences/s read by {r['workers']} processes, "
-                         f"{r['computing_sentences_per_second'] or 0:,.4g} computed (4x7)",
-    'train': lambda r: f"{r['steps']:,} steps in {r['training_seconds']:,.0f} s, {r['sentences_per_second']:,.4g} "
-                       f"sentences/s; overall IoU on val {r['val']['overall_iou']:.1f}",
-    'determinism': lambda r: f"same bits {r['same_bits']}; as PyTorch comes {r['same_bits_as_pytorch_comes']}"}
+    "The targets, the speeds, what went wrong and what is left, in Markdown."
+    done = {n: r for n, r in records.items() if is_done(r)}
+    failed = {n: r['error'].splitlines()[0][:200] for n, r in records.items() if n not in done}
+    page = render('gpu.md', rehearsal=any(r['tiny'] for r in records.values()), stages=len(STAGES), done=done,
+                  verdicts=verdicts(records), failed=failed, left=[n for n in STAGES if n not in records])
+    return page.rstrip()
 
 # %% ../../nbs/3_experiments/13_gpu_checks.ipynb #6ce03fd6
 def work_folder(out) -> Path:

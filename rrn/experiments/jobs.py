@@ -35,6 +35,7 @@ from .record import (add_metrics, check_run_name, check_same_run, find_run, fini
                                     identity_differences, identity_of, provenance, Run, run_name, runs_folder,
                                     start_record)
 from ..model import Config, preset, PRESETS, RRN, SYSTEMS
+from ..refine import update_checksum
 from ..text import Vocabulary
 from ..train import Plan, read_log, train
 
@@ -319,6 +320,9 @@ def open_run(folder, device='auto'):
     if identity_differences(identity, dict(cnn=cnn_checksum(model.backbone))):
         raise RRNError(f"run {run.folder} was trained on another CNN: weights={config.weights!r} of {config.backbone} "
                        "have changed since. Restore that file, or train again.")
+    if identity_differences(identity, dict(update=update_checksum(config.update))):
+        raise RRNError(f"run {run.folder} was trained with another update function: the code of {config.update} "
+                       "has changed since. Restore it, or train again.")
     check_weights(run)
     model.on(pick_device(device))
     load_trained(model, run.weights)

@@ -23,6 +23,7 @@ from ..data.masks import CocoMask, InFile
 from ..evaluate import summary
 from ..metrics import METRICS
 from ..model import Config
+from ..refine import update_checksum
 from ..text import Vocabulary
 
 # %% ../../nbs/3_experiments/00_record.ipynb #506f1d4a
@@ -84,11 +85,15 @@ def identity_of(model,          # `RRN`, as it was made
                 vocabulary:Vocabulary,
                 samples         # those of the training split
                ) -> dict:
-    "What a run is made of beside its configuration: {'data', 'vocabulary', 'cnn'}, 64 hexadecimal digits each."
-    return dict(data=data_fingerprint(samples), vocabulary=vocabulary_checksum(vocabulary),
-                cnn=cnn_checksum(model.backbone))
+    """What a run is made of beside its configuration: {'data', 'vocabulary', 'cnn'}, 64 hexadecimal digits each, and
+    'update' for an update function of the user's."""
+    parts = dict(data=data_fingerprint(samples), vocabulary=vocabulary_checksum(vocabulary),
+                 cnn=cnn_checksum(model.backbone))
+    update = update_checksum(model.config.update)
+    return parts | (dict(update=update) if update else {})
 
-IDENTITY_PARTS = {'data': 'the training data', 'vocabulary': 'the vocabulary', 'cnn': "the CNN's weights"}
+IDENTITY_PARTS = {'data': 'the training data', 'vocabulary': 'the vocabulary', 'cnn': "the CNN's weights",
+                  'update': 'the update function'}
 
 def identity_differences(old:dict, new:dict) -> list:
     "Which parts differ, in words; a part that one of the two does not know differs from nothing."
@@ -103,7 +108,10 @@ def run_name(c:Config) -> str:
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6]
     pyramid = c.pyramid.replace('C', '').replace(',', '') or '0'
     dataset = c.dataset.replace('+', 'plus')
-    return f"{dataset}-{'blind-' if c.blind else ''}{c.update}{pyramid}-{c.activation}-s{c.seed}-{digest}"
+    norm = {'': '', 'update': 'norm'}.get(c.normalise, f"norm-{c.normalise.replace(',', '-')}")
+    options = [norm, 'peepholes' * c.peepholes, f'forget{c.forget_bias:g}' * bool(c.forget_bias)]
+    update = '-'.join(filter(None, [f"{c.update.replace(':', '.')}{pyramid}", c.activation, *options]))
+    return f"{dataset}-{'blind-' if c.blind else ''}{update}-s{c.seed}-{digest}"
 
 def check_run_name(name:str) -> str:
     "`name` if it can be the name of a run, else `RRNError`."

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from ..common.command import as_command
+from ..common.command import as_command, WrongWords
 from ..common.core import code_version, derived_rng, one_of, process_pool, RRNError, versions, whole_file, write_json
 from ..data.datasets import open_dataset, READERS
 from ..data.doctor import data_folder
@@ -641,6 +641,7 @@ def score_predictions(
 def main(predictions:tuple[str, ...],    # folder of PNGs, .json, .jsonl, .npz or .parquet; several: seeds of one system
          **options):
     "Score anyone's masks, with intervals."
+    if not predictions: raise WrongWords('give predictions to score')
     made = score_predictions(predictions, **options)
     print(made.read_text())
     print(f'This page is {made}; beside it are the score file, {made.with_suffix(".json").name}, and the record.')
