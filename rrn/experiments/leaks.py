@@ -231,7 +231,7 @@ def near_pairs(a:np.ndarray,       # (N, 4) uint64
         found += [(start + int(i), int(j), int(bits[i, j])) for i, j in zip(*np.nonzero(bits <= within))]
     return found
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #bb1c99ea
+# %% ../../nbs/3_experiments/17_leaks.ipynb #eff4ebf2
 class Alike(NamedTuple):
     "A picture that was trained on and looks like one of a val or test split."
     file: str
@@ -249,8 +249,8 @@ def look_alikes(training:Training, splits, within:int=NEAR, workers:int=0, progr
     pictures, wanted = list(files), len({p for s in splits if s.split not in TRAINED for p in s.pictures})
     (mine, a), (theirs, b) = (looks(list(f), workers, progress) for f in (training.files, files.values()))
     pairs = [Alike(training.files[mine[i]].name, pictures[theirs[j]], bits) for i, j, bits in near_pairs(a, b, within)]
-    said = (f"By look: {len(mine):,} of {len(training.files):,} pictures in {training.name} and {len(theirs):,} of {wanted:,} "
-            f"of the val and test splits could be read. Two are one if at most {within} of {BITS} bits of hashes differ.")
+    said = (f"By look: {len(mine):,} of {len(training.files):,} pictures in {training.name} and {len(theirs):,} of "
+            f"{wanted:,} of the val and test splits could be read. Two are one if at most {within} of {BITS} bits differ.")
     return pairs, said
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #794cd442
@@ -307,7 +307,7 @@ def unread_note(training:Training) -> str:
     few = ', '.join(map(repr, training.unread[:3]))
     return f'{training.name}: {len(training.unread):,} lines name no picture, such as {few}.'
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #1fed4617
+# %% ../../nbs/3_experiments/17_leaks.ipynb #502b951f
 def find_leaks(
     training:tuple[str, ...]=(),    # lists or folders of pictures, or splits such as unc:train; none: the sets' own
     *, data_root:str='data',        # folder of the data sets
@@ -322,7 +322,7 @@ def find_leaks(
     splits, missing = all_splits(data_root, datasets)
     if not splits:
         said = '; '.join(f'{dataset} {why}' for dataset, why in missing.items())
-        raise RRNError(f"there is no data set in {data_root} ({said}). Give the folder of the data (--data_root).")
+        raise RRNError(f"none of {', '.join(missing)} is in {data_root}. Give the folder with --data_root. ({said})")
     trainings = [read_training(t, numbers, splits) for t in training]
     pairs, notes = [], []
     for t in trainings:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACED', 'WARPED_SIZE', 'LOW', 'RELEASED_THRESHOLD', 'KEYS', 'BATCH', 'AHEAD', 'FAULTS', 'SERIOUS', 'PLAIN',
-           'GENERAL', 'COMPARED', 'VERDICTS', 'SHOWN', 'MEANS', 'BY', 'FORMAT', 'placement_in', 'check_upright',
+           'GENERAL', 'COMPARED', 'COMPARISONS', 'SHOWN', 'MEANS', 'BY', 'FORMAT', 'placement_in', 'check_upright',
            'touched', 'released_mask', 'masks_of', 'nearest_mask', 'count_pixels', 'pick_key', 'fitting_key', 'Task',
            'Counted', 'count_task', 'count_batch', 'batches_of', 'spread_batches', 'Scored', 'sentence_rows', 'Tally',
            'same_aspect', 'count_set', 'finished_rows', 'with_empty', 'foreign', 'as_ratio', 'drawn_scores',
@@ -15,7 +15,7 @@ __all__ = ['PLACED', 'WARPED_SIZE', 'LOW', 'RELEASED_THRESHOLD', 'KEYS', 'BATCH'
            'few_workers', 'safe_name', 'cleared', 'check_faultless', 'count_sets', 'data_note', 'score_predictions',
            'main']
 
-# %% ../../nbs/3_experiments/16_score.ipynb #597c44a5
+# %% ../../nbs/3_experiments/16_score.ipynb #fc053477
 import hashlib, os, re
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
@@ -110,7 +110,7 @@ def count_pixels(masks:dict,          # protocol -> bool mask
         found[name] = (both, predicted + np.count_nonzero(target) - both, predicted)
     return found
 
-# %% ../../nbs/3_experiments/16_score.ipynb #07665a85
+# %% ../../nbs/3_experiments/16_score.ipynb #adbeff80
 KEYS = ['sent_id', 'ref_id']
 
 def pick_key(entries:list,    # of `Entry`
@@ -135,9 +135,9 @@ def fitting_key(ids:set, known:dict) -> str:
     return min(KEYS, key=apart.get)
 
 def _no_match(key, ids, known):
-    first = lambda numbers: ', '.join(map(str, sorted(numbers)[:5]))
-    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split; its sent_id "
-            f"are {first(known['sent_id'])}, ..., its ref_id {first(known['ref_id'])}, ... Is it another split or data set?")
+    first = lambda numbers: ', '.join(map(str, sorted(numbers)[:5])) + ', ...'
+    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}) is a {key} of this split. Its sent_id are "
+            f"{first(known['sent_id'])}, its ref_id {first(known['ref_id'])} Is it another split or data set?")
 
 # %% ../../nbs/3_experiments/16_score.ipynb #0594ffd6
 class Task(NamedTuple):
@@ -378,9 +378,9 @@ def all_scores(sets:list, draws=1000) -> dict:
     "{protocol: {metric: Interval}} of seeds of one system."
     return {p: {m: interval_of(sets, m, p, draws) for m in metrics_of(sets[0])} for p in protocols_of(sets[0])}
 
-# %% ../../nbs/3_experiments/16_score.ipynb #7bd920f0
+# %% ../../nbs/3_experiments/16_score.ipynb #22379a03
 COMPARED = ['overall_iou', 'mean_iou', 'prec@0.5', 'giou', 'n_acc']
-VERDICTS = {'confirmed': 'better', 'contradicted': 'worse', 'undecided': 'undecided'}
+COMPARISONS = {'confirmed': 'better', 'contradicted': 'worse', 'undecided': 'undecided'}
 
 def difference(a:list, b:list, metric:str, protocol:str, draws=1000, seed=0) -> tuple:    # (Interval, verdict)
     "Of seeds `a` of one system against seeds `b` of another, in points. Seeds are paired where there are as many."
@@ -389,7 +389,7 @@ def difference(a:list, b:list, metric:str, protocol:str, draws=1000, seed=0) -> 
     gap = (shares.T * drawn).sum(0) - (other.T * drawn_b).sum(0)
     found = Interval(float(ours.mean() - theirs.mean()), *percentiles(gap))
     agree = len({x > y for x, y in zip(ours, theirs)}) == 1
-    return found, VERDICTS[verdict(found, 'more', agree)]
+    return found, COMPARISONS[verdict(found, 'more', agree)]
 
 def compare_systems(a:list, b:list, draws=1000) -> dict:
     "{protocol: {metric: (Interval, verdict)}}. Raises `RRNError` if the two were counted on different sentences."
@@ -450,14 +450,14 @@ def by_targets(scored:Scored) -> pd.DataFrame:
     overall = 100 * groups.both.sum() / groups.union.sum()
     return pd.DataFrame({'overall IoU': overall, 'gIoU': groups.giou.mean(), 'expressions': groups.size()}).round(1)
 
-# %% ../../nbs/3_experiments/16_score.ipynb #b3f991e8
+# %% ../../nbs/3_experiments/16_score.ipynb #9341f8ea
 def reading_note(scored:Scored) -> str:
     "How a set of predictions was read, in a sentence or two."
     empty = int((scored.rows.status == 'empty').sum())
     kinds = {'mask': 'masks', 'probability': 'probabilities'}[scored.kind]
     said = f"**{scored.name}**: {scored.form}, read as {kinds}, keyed by `{scored.key}`. {empty:,} are empty."
     if not scored.aspects: return said
-    return (f"{said} {scored.aspects:,} are wider or narrower than their picture and were taken to it as `placed` says; "
+    return (f"{said} {scored.aspects:,} are wider or narrower than their picture and were fitted as `placed` says; "
             "if their network pads, that is `--placed centred` or `--placed corner`.")
 
 def score_page(a:list,             # of `Scored`: seeds of one system
@@ -636,7 +636,7 @@ def score_predictions(
     with whole_file(place.with_suffix('.md')) as f: f.write(text)
     return place.with_suffix('.md')
 
-# %% ../../nbs/3_experiments/16_score.ipynb #eb087699
+# %% ../../nbs/3_experiments/16_score.ipynb #ab7eb577
 @as_command('score', score_predictions)
 def main(predictions:tuple[str, ...],    # folder of PNGs, .json, .jsonl, .npz or .parquet; several: seeds of one system
          **options):
