@@ -7,6 +7,7 @@ __all__ = ['PAPER', 'NaiveSentence', 'NaiveFusion', 'NaiveLSTM', 'NaiveRefinemen
            'naive_loss', 'NaiveRRN', 'naive_step', 'naive_predict']
 
 # %% ../nbs/index.ipynb #744ed8c7
+import rrn                 # before PyTorch, whose threads then sleep while they wait
 import torch
 import torch.nn.functional as F
 from torch import nn
