@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST_ONE', 'AT_LEAST_ZERO', 'BATCHED', 'RELEASED', 'PRESETS', 'SYSTEMS', 'Config', 'as_type',
-           'check_config', 'check_refinement', 'preset', 'one_map', 'Head', 'configured_cnn', 'RRN']
+           'check_config', 'check_sizes', 'check_refinement', 'preset', 'one_map', 'Head', 'configured_cnn', 'RRN']
 
 # %% ../nbs/1_paper/06_model.ipynb #201e5d1c
 import math, re
@@ -41,7 +41,7 @@ class Config:
     output_stride: int = 8           # pixels from one position of the CNN's last map to the next
     finetune: str = ''               # '' (frozen), or some of 'conv3,conv4,conv5'
     # network (section 3.2)
-    system: str = 'rrn'              # 'rrn'; with rrn.baselines also 'rmi' and 'lstm-cnn'
+    system: str = 'rrn'              # 'rrn', 'rmi' or 'lstm-cnn'
     embed_dim: int = 1000            # width of a word; the text does not say, the program has 1000
     D_I: int = 1000                  # channels that C5 is projected to
     D_S: int = 1000                  # width of the word LSTM, and of a sentence's vector
@@ -88,15 +88,19 @@ class Config:
 CHOICES = dict(tokenizer=['words', 'released'], protocol=['rrn', 'released'], activation=ACTIVATIONS,
                start=['q', 'zero'], normalise=['', 'update', 'gates', 'gates,cell'],
                upsample=['probability', 'logits'], resolution=['image', 'feature'], reduction=['mean', 'sum'],
-               mapping=['half_pixel', 'tf'], adam=['torch', 'tensorflow'], decay=['decoupled', 'l2'], precision=['fp32', 'bf16'])
-AT_LEAST_ONE = ['image_size', 'max_words', 'images_per_batch', 'embed_dim', 'D_I', 'D_S', 'D_Q', 'kernel', 'score_kernel', 'iterations', 'output_stride']
-AT_LEAST_ZERO = ['seed', 'sentences_per_image', 'lr', 'lr_end', 'lr_power', 'decay_iterations', 'warmup', 'weight_decay', 'bias_grad_scale', 'clip', 'background_weight']
+               mapping=['half_pixel', 'tf'], adam=['torch', 'tensorflow'], decay=['decoupled', 'l2'],
+               precision=['fp32', 'bf16'])
+AT_LEAST_ONE = ['image_size', 'max_words', 'images_per_batch', 'embed_dim', 'D_I', 'D_S', 'D_Q', 'kernel',
+                'score_kernel', 'iterations', 'output_stride']
+AT_LEAST_ZERO = ['seed', 'sentences_per_image', 'lr', 'lr_end', 'lr_power', 'decay_iterations', 'warmup',
+                 'weight_decay', 'bias_grad_scale', 'clip', 'background_weight']
 
 def as_type(name, value, kind):
     "`value` as the field's type: 3.0 and '3' are no int, 1 is a float, a list is joined by commas."
     if kind is float and type(value) is int: return float(value)
     if kind is str and isinstance(value, (list, tuple)): return ','.join(map(str, value))
-    if type(value) is not kind: raise RRNError(f"{name}={value!r} is {type(value).__name__}; it should be {kind.__name__}.")
+    if type(value) is not kind:
+        raise RRNError(f"{name}={value!r} is {type(value).__name__}; it should be {kind.__name__}.")
     if kind is not str and not math.isfinite(value): raise RRNError(f"{name}={value} should be a finite number.")
     if kind is int and abs(value) >= 2**63: raise RRNError(f"{name}={value} is too large; it should be below 2**63.")
     return value
@@ -106,18 +110,25 @@ def check_config(c):
     for f in fields(c): object.__setattr__(c, f.name, as_type(f.name, getattr(c, f.name), f.type))
     if not c.weights: object.__setattr__(c, 'weights', default_weights(c.backbone))
     for name, allowed in CHOICES.items(): one_of(name, getattr(c, name), allowed)
-    for names, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
-        for name in names:
-            if not getattr(c, name) >= least: raise RRNError(f"{name}={getattr(c, name)} is too small; it should be at least {least}.")
-    for name in ('kernel', 'score_kernel'):
-        if getattr(c, name) % 2 == 0: raise RRNError(f"{name}={getattr(c, name)} should be odd, so that a map keeps its size.")
-    if c.image_size % c.output_stride: raise RRNError(f"image_size={c.image_size} should be a multiple of output_stride={c.output_stride}.")
+    check_sizes(c)
     if c.adam == 'tensorflow' and c.decay == 'decoupled' and c.weight_decay:
         raise RRNError("adam='tensorflow' has no decoupled weight decay; set decay='l2' or weight_decay=0.")
-    if c.adam == 'torch' and c.bias_grad_scale != 1: raise RRNError(f"bias_grad_scale={c.bias_grad_scale} needs adam='tensorflow'.")
+    if c.adam == 'torch' and c.bias_grad_scale != 1:
+        raise RRNError(f"bias_grad_scale={c.bias_grad_scale} needs adam='tensorflow'.")
     parse_pyramid(c.pyramid)
     check_refinement(c)
     for stage in filter(None, c.finetune.split(',')): one_of('finetune', stage, ['conv3', 'conv4', 'conv5'])
+
+def check_sizes(c):
+    "`RRNError` for a number that is too small, an even kernel, or a picture that is no whole number of strides."
+    for name in AT_LEAST_ONE + AT_LEAST_ZERO:
+        value, least = getattr(c, name), int(name in AT_LEAST_ONE)
+        if not value >= least: raise RRNError(f"{name}={value} is too small; it should be at least {least}.")
+    for name in ('kernel', 'score_kernel'):
+        value = getattr(c, name)
+        if value % 2 == 0: raise RRNError(f"{name}={value} should be odd, so that a map keeps its size.")
+    if c.image_size % c.output_stride:
+        raise RRNError(f"image_size={c.image_size} should be a multiple of output_stride={c.output_stride}.")
 
 def check_refinement(c):
     "`RRNError` for an update function, or options of it, that there are not. An import path is followed later."
@@ -163,7 +174,7 @@ def preset(name:str,      # a key of `PRESETS`
 def one_map(conv:nn.Conv2d,   # of odd kernel size, to one channel
             x                 # (S, D, h, w)
            ):                 # (S, 1, h, w)
-    "`conv(x)`; on a processor as one product with all k x k weights of a position, whose results are shifted and added up."
+    "`conv(x)`; on a processor one product with all k x k weights of a position, whose results are shifted and added."
     k = conv.kernel_size[0]
     if k == 1 or x.is_cuda: return conv(x)
     parts = F.conv2d(x, conv.weight.permute(2, 3, 0, 1).reshape(k * k, -1, 1, 1))            # (S, k k, h, w)

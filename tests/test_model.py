@@ -91,3 +91,19 @@ def test_the_papers_cnn_is_frozen_at_stride_8():
     assert not any(p.requires_grad for p in paper.backbone.parameters()) and not paper.train().backbone.training
     with torch.device('meta'): maps = paper.backbone(torch.zeros(1, 3, 320, 320))
     assert all(maps[m].shape[-2:] == (40, 40) for m in ('C3', 'C4', 'C5'))
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(update='lsmt'), "Did you mean 'lstm'"), (dict(lr='fast'), 'should be float'), (dict(kernel=2), 'odd'),
+    (dict(iterations=0), 'at least 1'), (dict(pyramid='C5,C9'), 'C9'), (dict(image_size=90), 'multiple'),
+    (dict(lr=float('nan')), 'finite'), (dict(lr=float('inf')), 'finite'), (dict(seed=2**70), 'too large'),
+    (dict(seed=-1), 'at least 0'), (dict(seed=True), 'should be int'),
+    (dict(update='plain', normalise='gates'), "Allowed: , update"), (dict(update='rnn', peepholes=True), 'has no peepholes'),
+    (dict(normalise='gates', pyramid=''), 'no effect without refinement'), (dict(update='mine:'), 'no import path'),
+    (dict(adam='tensorflow'), "set decay='l2'"), (dict(bias_grad_scale=2.), "needs adam='tensorflow'")])
+def test_configurations_that_cannot_be(wrong, message):
+    with pytest.raises(RRNError, match=message): Config(**wrong)
+
+
+def test_values_are_brought_to_their_type():
+    assert Config(pyramid=['C5', 'C4']).pyramid == 'C5,C4' and Config(lr=1).lr == 1.
