@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'GROWN', 'GROWN_QUICKLY', 'TRAIN2014_IMAGES', 'TRAIN2014_OBJECTS', 'SENTENCE_WORDS', 'OPENING', 'STEPPING',
-           'BUSY', 'CROWDS', 'KINDS_OF_WORK', 'SHAPES', 'SHAPES_ON_GPU', 'PAPER_SENTENCES', 'QUARTER_OF_H100',
-           'SPEED_COLUMNS', 'in_turns', 'matmul_peak', 'peak_memory', 'process_peak', 'random_batch', 'Bench', 'speeds',
-           'rates_beside', 'growth', 'noise_photograph', 'write_pictures', 'random_polygons', 'image_entry',
-           'object_entry', 'write_instances', 'random_sentence', 'write_refs', 'write_unc_sized', 'data_speed',
-           'crf_speed', 'finding_rrn', 'measure_opening', 'steps_per_second', 'fair_share', 'measure_crowding',
-           'small_step_profile', 'benchmark', 'small_step', 'speed_line', 'report_path', 'shape_name', 'speed_row',
-           'opening_row', 'report_tables', 'speed_table', 'speed_text', 'main']
+           'BUSY', 'CROWDS', 'KINDS_OF_WORK', 'TIMED_SHAPES', 'TIMED_SHAPES_ON_GPU', 'PAPER_SENTENCES',
+           'QUARTER_OF_H100', 'SPEED_COLUMNS', 'in_turns', 'matmul_peak', 'peak_memory', 'process_peak', 'random_batch',
+           'Bench', 'speeds', 'rates_beside', 'growth', 'noise_photograph', 'write_pictures', 'random_polygons',
+           'image_entry', 'object_entry', 'write_instances', 'random_sentence', 'write_refs', 'write_unc_sized',
+           'data_speed', 'crf_speed', 'finding_rrn', 'measure_opening', 'steps_per_second', 'fair_share',
+           'measure_crowding', 'small_step_profile', 'benchmark', 'small_step', 'speed_line', 'report_path',
+           'shape_name', 'speed_row', 'opening_row', 'report_tables', 'speed_table', 'speed_text', 'main']
 
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #4018842a
 import contextlib, itertools, json, os, pickle, re, resource, statistics, subprocess, sys, tempfile
@@ -410,7 +410,7 @@ def benchmark(sizes='paper',           # of the network: paper, or small
                  load=os.getloadavg(), **provenance(device))
     log(f"{device_name(device)}, {sizes} sizes, {c.precision}")
     peak, results = matmul_peak(device, c.precision), []
-    for images, sentences, compiled in SHAPES + (SHAPES_ON_GPU if on_gpu else []):
+    for images, sentences, compiled in TIMED_SHAPES + (TIMED_SHAPES_ON_GPU if on_gpu else []):
         bench = Bench(c, device, images, sentences, compiled=compiled)
         results.append(dict(compiled=compiled) | speeds(bench, peak, turns))
         if on_gpu: torch.cuda.empty_cache()
@@ -421,8 +421,8 @@ def benchmark(sizes='paper',           # of the network: paper, or small
     opened = [measure_opening(.01 * t if quick else t, c.image_size) for t in open_times]
     return facts | found | dict(opening=opened, small_step={} if on_gpu else small_step(quick))
 
-SHAPES = [(1, 1, False), (1, 7, False)]      # images, sentences, whether compiled
-SHAPES_ON_GPU = [(16, 7, False), (1, 1, True), (1, 7, True), (16, 7, True)]
+TIMED_SHAPES = [(1, 1, False), (1, 7, False)]      # images, sentences, whether compiled
+TIMED_SHAPES_ON_GPU = [(16, 7, False), (1, 1, True), (1, 7, True), (16, 7, True)]
 
 def small_step(quick:bool) -> dict:
     "Where the time of a small step goes, and how it fares beside other processes."

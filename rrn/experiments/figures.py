@@ -124,7 +124,7 @@ def scene_segmentation(scenes=500, steps=200, size=128, seed=3) -> SegmentationM
 
 def segmentation_model(matrix:Matrix, weights='') -> SegmentationModel:
     "The model of Figure 1 (b): for scenes its own; for photographs DeepLab from `weights` ('<backbone>,<head>' of the mobile one, or torchvision's)."
-    if matrix.main.startswith('shapes-'): return scene_segmentation()
+    if matrix.main_dataset.startswith('shapes-'): return scene_segmentation()
     return mobile_deeplab(*weights.split(',')) if ',' in weights else torchvision_deeplab(weights or 'deeplab')
 
 def paint_classes(model:SegmentationModel, image, size=320) -> np.ndarray:

@@ -6,8 +6,7 @@
 __all__ = ['METRICS1', 'RIVALS', 'TABLE_COLUMNS', 'TITLES', 'paper_numbers', 'Results', 'results', 'external_record',
            'external_results', 'system_records', 'skipped_expressions', 'stack_counts', 'made_of', 'check_data',
            'unknown_data', 'difference_entry', 'table_entry', 'table1', 'table2', 'cell_text', 'printed_table',
-           'table_conditions', 'others_note', 'reservations', 'as_markdown', 'as_latex', 'check_no_less',
-           'write_tables']
+           'table_conditions', 'as_markdown', 'as_latex', 'check_no_less', 'write_tables']
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #04bd6448
 from dataclasses import dataclass
@@ -17,23 +16,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from ..common.core import repo_root, RRNError, whole_file
+from ..common.core import assets, RRNError, whole_file
 from .matrix import COLUMNS2, kind_of, Matrix, record_that_counts, report_place, TABLE2
-from ..metrics import bootstrap_interval, paired_bootstrap
-from .report import markdown
 from .record import read_metrics, read_rows, rows_file, Run
+from .report import markdown, render
+from ..metrics import bootstrap_interval, paired_bootstrap
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #4fe6ea02
 METRICS1 = ['prec@0.5', 'prec@0.6', 'prec@0.7', 'prec@0.8', 'prec@0.9', 'overall_iou']      # columns of Table 1
 
 @lru_cache(maxsize=1)
 def paper_numbers() -> dict:
-    "The paper's numbers: {('table1', 'row<n>', metric)} and {('table2', name, column)} -> percent; what the paper leaves blank is not in it."
-    text = yaml.safe_load((repo_root()/'data'/'published.yaml').read_text())
-    one = {('table1', f"row{r['row']}", m): v for r in text['table1']['rows'] for m, v in zip(METRICS1, r['values'])}
-    columns = text['table2']['columns']
-    two = {('table2', r['model'], c): v for r in text['table2']['rows'] for c, v in zip(columns, r['values'])}
-    return {k: v for k, v in (one | two).items() if v is not None}
+    """The paper's numbers, percent: {('table1', 'row<n>', metric)} and {('table2', name, column)}, without those that
+    the paper leaves blank."""
+    printed = yaml.safe_load((assets()/'published.yaml').read_text())
+    one, two = printed['table1'], printed['table2']
+    found = {('table1', f"row{r['row']}", m): v for r in one['rows'] for m, v in zip(METRICS1, r['values'])}
+    found |= {('table2', r['model'], c): v for r in two['rows'] for c, v in zip(two['columns'], r['values'])}
+    return {k: v for k, v in found.items() if v is not None}
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #be211620
 @dataclass
@@ -80,8 +80,10 @@ def skipped_expressions(run:Run, key) -> int:
 def stack_counts(rows:list, names) -> Results:
     "Counts of several runs on the same expressions. Raises `RRNError` if they were not evaluated on the same ones."
     ids = [r.sent_id.to_numpy() for r in rows]
-    if any(not np.array_equal(ids[0], i) for i in ids): raise RRNError(f"runs {', '.join(names)} were evaluated on different expressions; evaluate them again.")
-    return Results(np.stack([r.intersection for r in rows]), np.stack([r.union for r in rows]), rows[0].image_id.to_numpy(), list(names))
+    if any(not np.array_equal(ids[0], i) for i in ids):
+        raise RRNError(f"runs {', '.join(names)} were evaluated on different expressions; evaluate them again.")
+    counts = (np.stack([r[column] for r in rows]) for column in ('intersection', 'union'))
+    return Results(*counts, rows[0].image_id.to_numpy(), list(names))
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #6e930c78
 def made_of(matrix:Matrix) -> dict:
@@ -124,8 +126,9 @@ RIVALS = {'row5': 'minus row 5', 'row12': 'minus row 12'}      # what extra rows
 
 def difference_entry(matrix:Matrix, row, rival) -> dict:
     "One cell in long form: overall IoU of an extra row minus that of `rival`. `RRNError` if their images differ."
-    cell = dict(table='table1', row=row, name=matrix.systems[row].name, column=RIVALS[rival], data=f'{matrix.main} val')
-    a, b = (results(matrix, system, matrix.main, 'val') for system in (row, rival))
+    cell = dict(table='table1', row=row, name=matrix.systems[row].name, column=RIVALS[rival],
+                data=f'{matrix.main_dataset} val')
+    a, b = (results(matrix, system, matrix.main_dataset, 'val') for system in (row, rival))
     if a is None or b is None: return cell
     runs = ' '.join(a.runs + b.runs)
     if not np.array_equal(a.images, b.images):
@@ -138,25 +141,31 @@ TABLE_COLUMNS = ['table', 'row', 'name', 'column', 'data', 'ours', 'low', 'high'
 
 def table_entry(table, row, name, column, dataset, split, matrix, system, metric='overall_iou', crf=False) -> dict:
     "One cell in long form."
+    cell = dict(table=table, row=row, name=name, column=column, data=f'{dataset} {split}',
+                paper=paper_numbers().get((table, row, column)))
     found = results(matrix, system, dataset, split, crf)
-    ours = dict(zip(('ours', 'low', 'high'), found.interval(metric)), seeds=len(found.runs), runs=' '.join(found.runs)) if found else {}
-    return dict(table=table, row=row, name=name, column=column, data=f'{dataset} {split}', paper=paper_numbers().get((table, row, column))) | ours
+    if found is None: return cell
+    ours = dict(zip(('ours', 'low', 'high'), found.interval(metric)))
+    return cell | ours | dict(seeds=len(found.runs), runs=' '.join(found.runs))
 
 def table1(matrix:Matrix) -> pd.DataFrame:
-    """Table 1 in long form: the paper's 15 rows and extra ones x 6 metrics on the main data set's val. `RRNError` if runs
-    are of different data."""
+    """Table 1 in long form: the paper's 15 rows and extra ones x 6 metrics on the main data set's val. `RRNError` if
+    runs are of different data."""
     check_data(matrix)
-    cells = [table_entry('table1', key, system.name, m, matrix.main, 'val', matrix, key, m)
+    cells = [table_entry('table1', key, system.name, m, matrix.main_dataset, 'val', matrix, key, m)
              for key, system in matrix.table1.items() for m in METRICS1]
     differences = [difference_entry(matrix, row, rival) for row, rival in product(matrix.extra_rows, RIVALS)]
     return pd.DataFrame(cells + differences, columns=TABLE_COLUMNS)
 
 def table2(matrix:Matrix) -> pd.DataFrame:
-    "Table 2 in long form: 7 rows, and other systems, x the splits of all data sets. `RRNError` if runs are of different data."
+    """Table 2 in long form: 7 rows, and other systems, x the splits of all data sets. `RRNError` if runs are of
+    different data."""
     check_data(matrix)
-    names, rows = {kind_of(d): d for d in matrix.datasets}, [*TABLE2, *((name, name, False) for name in matrix.external)]
-    return pd.DataFrame([table_entry('table2', name, name, f'{kind} {split}', names.get(kind, kind), split, matrix, system, crf=crf)
-                         for name, system, crf in rows for kind, split in COLUMNS2], columns=TABLE_COLUMNS)
+    names = {kind_of(d): d for d in matrix.datasets}
+    rows = [*TABLE2, *((name, name, False) for name in matrix.external)]
+    cells = [table_entry('table2', name, name, f'{kind} {split}', names.get(kind, kind), split, matrix, system, crf=crf)
+             for name, system, crf in rows for kind, split in COLUMNS2]
+    return pd.DataFrame(cells, columns=TABLE_COLUMNS)
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #35da35df
 def cell_text(ours, low, high, paper, latex=False, sign='') -> str:
@@ -181,49 +190,33 @@ def printed_table(long:pd.DataFrame, latex=False) -> pd.DataFrame:
 def table_conditions(long:pd.DataFrame, matrix:Matrix) -> str:
     "What the numbers were made on, in a paragraph: data, seeds, size, minutes, machine."
     names = sorted({n for runs in long.runs.dropna() for n in runs.split()} - {*matrix.external})
-    if not names:
-        command = f'uv run snakemake reports --cores 2 --config matrix={matrix.name}'
-        return f'On {matrix.note}: no run exists yet. `{command}` makes them.'
     cells = {c.run: c for c in matrix.cells()}
-    found = [record_that_counts(matrix, cells[n]).record() if n in cells else matrix.run(n).record() for n in names]
-    seen = lambda f: ' and '.join(sorted({f(r) for r in found}))
-    steps = seen(lambda r: format(r['config']['iterations'], ','))
-    pixels, device = seen(lambda r: str(r['config']['image_size'])), seen(lambda r: r['device'])
-    seeds = 'one seed' if long.seeds.max() == 1 else f'mean over 1 to {int(long.seeds.max())} seeds'
-    minutes = sum(r['training_seconds'] for r in found) / 60
-    code, torch = seen(lambda r: r['code']), seen(lambda r: r['versions']['torch'])
-    return (f"Ours / the paper's. Ours: on {matrix.note}. {len(found)} runs of {steps} steps, "
-            f"preset `{found[0]['preset']}`, {pixels} pixels; {seeds}, [95 % interval of a bootstrap over images]. "
-            f"{minutes:.0f} minutes of training in all on {device}; code {code}, PyTorch {torch}."
-            f"{reservations(matrix, names)}{others_note(long, matrix)}")
-
-def others_note(long:pd.DataFrame, matrix:Matrix) -> str:
-    "That some rows are not ours."
-    there = [name for name in matrix.external if (long.row == name).any()]
-    return f" Scored from predictions, whose system is not known here: {', '.join(there)}." if there else ''
-
-def reservations(matrix:Matrix, names) -> str:
-    "What cannot be said of the runs `names`."
-    older = [n for n in unknown_data(matrix) if n in names]
-    said = ' Expressions whose pictures could not be read are left out.' if matrix.allow_skipped else ''
-    if not older: return said
-    return (f"{said} {len(older)} of the runs are older than fingerprints of data; that they are of the same data "
-            "cannot be checked.")
+    records = [record_that_counts(matrix, cells[n]).record() if n in cells else matrix.run(n).record() for n in names]
+    seen = lambda f: ' and '.join(sorted({f(r) for r in records}))
+    page = render('conditions.md', matrix=matrix, records=records, seeds=long.seeds.max(),
+                  steps=seen(lambda r: format(r['config']['iterations'], ',')),
+                  pixels=seen(lambda r: str(r['config']['image_size'])), device=seen(lambda r: r['device']),
+                  code=seen(lambda r: r['code']), torch=seen(lambda r: r['versions']['torch']),
+                  minutes=sum(r['training_seconds'] for r in records) / 60,
+                  older=[n for n in unknown_data(matrix) if n in names],
+                  others=[name for name in matrix.external if (long.row == name).any()])
+    return page.rstrip()
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #0cd89965
-TITLES = {1: 'Table 1: variants of the model on the validation split of UNC', 2: 'Table 2: overall IoU on four data sets'}
+TITLES = {1: 'Table 1: variants of the model on the validation split of UNC',
+          2: 'Table 2: overall IoU on four data sets'}
 
 def as_markdown(number, long, matrix) -> str:
     "A table with its title and conditions, in Markdown."
-    return '\n'.join([f'## {TITLES[number]}', '', table_conditions(long, matrix), '', markdown(printed_table(long)), ''])
+    return render('table.md', title=TITLES[number], conditions=table_conditions(long, matrix),
+                  table=markdown(printed_table(long)))
 
 def as_latex(number, long, matrix) -> str:
     "The same with booktabs."
     note = table_conditions(long, matrix).replace('%', r'\%').replace('`', '').replace('_', r'\_')
-    names = {m: m.replace('_', ' ') for m in METRICS1}
-    body = printed_table(long, latex=True).rename(columns=names).map(lambda v: v.replace('{', r'\{').replace('}', r'\}') if isinstance(v, str) else v)
-    rules = body.to_latex(index=False, escape=False)
-    return f'% {TITLES[number]}; needs \\usepackage{{booktabs}}\n{rules}% ' + note + '\n'
+    escaped = lambda v: v.replace('{', r'\{').replace('}', r'\}') if isinstance(v, str) else v
+    body = printed_table(long, latex=True).rename(columns={m: m.replace('_', ' ') for m in METRICS1}).map(escaped)
+    return render('table.tex', title=TITLES[number], conditions=note, table=body.to_latex(index=False, escape=False))
 
 def check_no_less(path, table:pd.DataFrame):
     "`RRNError` if a table with more numbers of ours than `table` is at `path` already."
@@ -238,5 +231,7 @@ def write_tables(matrix:Matrix, folder=None):
     folder, tables = Path(folder or report_place(matrix, 'tables')), {1: table1(matrix), 2: table2(matrix)}
     for number, long in tables.items(): check_no_less(folder/f'table{number}.csv', long)
     for number, long in tables.items():
-        for ending, text in (('md', as_markdown(number, long, matrix)), ('tex', as_latex(number, long, matrix)), ('csv', long.to_csv(index=False, float_format='%.4f'))):
+        texts = dict(md=as_markdown(number, long, matrix), tex=as_latex(number, long, matrix),
+                     csv=long.to_csv(index=False, float_format='%.4f'))
+        for ending, text in texts.items():
             with whole_file(folder/f'table{number}.{ending}') as f: f.write(text)
