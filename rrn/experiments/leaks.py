@@ -159,7 +159,8 @@ def splits_in(dataset:str, root) -> list:
     return [one(name) for name in opened.splits]
 
 def picture_family(dataset:str) -> str:
-    "Whose numbers a data set's pictures have. Drawn scenes are numbered by themselves, in the layout of those that they imitate."
+    """Whose numbers a data set's pictures have. Drawn scenes are numbered by themselves, in the layout of those that
+    they imitate."""
     kind = dataset.removeprefix('shapes-')
     return 'coco' if kind in (*REFER_SETS, 'grefcoco') else kind
 
@@ -243,8 +244,9 @@ def look_alikes(training:Training, splits, within:int=NEAR, workers:int=0, progr
     pictures, wanted = list(files), len({p for s in splits if s.split not in TRAINED for p in s.pictures})
     (mine, a), (theirs, b) = (looks(list(f), workers, progress) for f in (training.files, files.values()))
     pairs = [Alike(training.files[mine[i]].name, pictures[theirs[j]], bits) for i, j, bits in near_pairs(a, b, within)]
-    said = (f"By look: {len(mine):,} of {len(training.files):,} pictures in {training.name} and {len(theirs):,} of {wanted:,} "
-            f"of the val and test splits could be read. Two are one if at most {within} of {BITS} bits of hashes differ.")
+    said = (f"By look: {len(mine):,} of {len(training.files):,} pictures in {training.name} and {len(theirs):,} of "
+            f"{wanted:,} of the val and test splits could be read. Two are one if at most {within} of {BITS} bits of "
+            "hashes differ.")
     return pairs, said
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #794cd442
