@@ -174,51 +174,6 @@ def all_splits(root,
         except RRNError as e: silent[dataset] = f'cannot be read: {e}'
     return found, silent
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #8e2cf21e
-EXAMINED = ['unc', 'unc+', 'gref', 'gref-umd', 'referit', 'grefcoco']
-TRAINED = ['train', 'trainval']
-
-def is_here(dataset:str, root:Path) -> bool:
-    "Whether the file with a data set's sentences lies in `root`."
-    if dataset in REFER_SETS: return (root/REFER_SETS[dataset][0]/f'refs({REFER_SETS[dataset][1]}).p').is_file()
-    return (root/dataset).is_dir()
-
-@dataclass(frozen=True)
-class Split:
-    "A split of a data set: which picture each of its sentences is about."
-    dataset: str
-    split: str
-    family: str
-    images: np.ndarray    # (S,) number of each sentence's picture
-    files: dict           # number -> file of the picture
-    note: str = ''        # 'complete', or what is missing
-
-    @property
-    def pictures(self) -> set: return {PictureId(self.family, i) for i in self.files}
-    def mask(self, pictures) -> np.ndarray:    # (S,) bool
-        "Which sentences are about one of `pictures`."
-        return np.isin(self.images, [p.id for p in pictures if p.family == self.family])
-
-def splits_in(dataset:str, root) -> list:
-    "All splits of a data set. Raises `RRNError` if it is damaged."
-    with contextlib.redirect_stdout(io.StringIO()): opened = open_dataset(dataset, root, check_images=False)
-    def one(name):
-        said = opened.samples(name)
-        images = np.array([s.image_id for s in said])
-        return Split(dataset, name, picture_family(dataset), images, {s.image_id: s.image for s in said}, opened.note)
-    return [one(name) for name in opened.splits]
-
-def picture_family(dataset:str) -> str:
-    """Whose numbers a data set's pictures have. Drawn scenes are numbered by themselves, in the layout of those that
-    they imitate."""
-    kind = dataset.removeprefix('shapes-')
-    return 'coco' if kind in (*REFER_SETS, 'grefcoco') else kind
-
-def all_splits(root, datasets=EXAMINED) -> tuple:
-    "(splits of the data sets that are here, names of those that are not)."
-    here = [d for d in datasets if is_here(d, Path(root))]
-    return [s for d in here for s in splits_in(d, root)], [d for d in datasets if d not in here]
-
 # %% ../../nbs/3_experiments/17_leaks.ipynb #27c65d94
 def shared_pictures(known:set, splits) -> dict:
     "{(dataset, split): pictures of a val or test split that are in `known`}."
