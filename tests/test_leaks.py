@@ -122,8 +122,12 @@ def test_what_is_not_here_is_said(root, tmp_path):
     (tmp_path/'refcoco').mkdir()
     for name in ('refs(unc).p', 'instances.json'): (tmp_path/'refcoco'/name).write_bytes((root/'refcoco'/name).read_bytes())
     page = find_leaks(data_root=str(tmp_path))
-    assert 'Not here, so nothing is said of them: unc+, gref, gref-umd, referit, grefcoco.' in page and 'unc is a subset' in page
-    with pytest.raises(RRNError, match='none of unc, .* is in'): find_leaks(data_root=str(tmp_path/'nowhere'))
+    assert 'Nothing is said of these: unc+ is not here; gref is not here; ' in page and 'unc is a subset' in page
+    with pytest.raises(RRNError, match='there is no data set in .*unc is not here'): find_leaks(data_root=str(tmp_path/'nowhere'))
+    (tmp_path/'refcoco+').mkdir()
+    (tmp_path/'refcoco+'/'refs(unc).p').write_bytes(b'no pickle')
+    assert 'unc+ cannot be read: ' in find_leaks(data_root=str(tmp_path)), 'damage in one set does not hide the others'
+    with pytest.raises(RRNError, match='refcoco[+]'): find_leaks(data_root=str(tmp_path), datasets=('unc', 'unc+'))
     (tmp_path/'a.txt').write_text('cats\ndogs\n')
     with pytest.raises(RRNError, match=r"names no picture; its first lines are \['cats', 'dogs'\]"): find_leaks((str(tmp_path/'a.txt'),), data_root=str(tmp_path))
 

@@ -13,9 +13,8 @@ pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
 
 def steps() -> list:
     "What the page has one do, in its order: ('python', text) and ('shell', line)."
-    found = re.finditer(r'^```python\n(.*?)^```$|^    (\S.*)$', re.sub(r'(?m)^ {8,}', '\t', PAGE), re.M | re.S)
-    inside = [m for m in found]
-    return [('python', m[1]) if m[1] else ('shell', m[2]) for m in inside]
+    found = re.finditer(r'^```python\n(.*?)^```$|^    (\S[^\n]*)$', PAGE, re.M | re.S)
+    return [('python', m[1]) if m[1] else ('shell', m[2]) for m in found]
 
 
 def test_the_page_word_for_word(tmp_path, monkeypatch, capsys):
@@ -38,7 +37,7 @@ def test_the_page_word_for_word(tmp_path, monkeypatch, capsys):
     assert not any(f['sets'][0]['tally'] for f in files.values()) and files['masks']['differences']['paper']['overall_iou']['verdict'] == 'undecided'
     leaks, own = list(said.values())[-2:]
     share = len({s.sent_id for s in names['samples'] if s.image_id in names['seen']}) / len(names['samples'])
-    assert re.search(rf'\| unc val \| 5 \| \d+ \| \d+ \| {len(names["samples"])} \| {100 * share:.1f} \|', leaks)
+    assert re.search(rf'\| shapes-unc val \| 5 \| \d+ \| \d+ \| {len(names["samples"])} \| {100 * share:.1f} \|', leaks)
     assert leaks.count('| without |') == leaks.count('| trained on |') == 4 and 'own training splits' in own
 
 

@@ -124,7 +124,7 @@ def in_folder(path:Path, numbers='coco') -> Training:
     if not files: raise RRNError(f"there are no pictures below {path} ({', '.join(ENDINGS)}).")
     return Training(path.name, {picture_named(f.name) for f in files if FULL_NAME.fullmatch(f.stem)}, [], tuple(files))
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #8e2cf21e
+# %% ../../nbs/3_experiments/17_leaks.ipynb #46e009ba
 EXAMINED = ['unc', 'unc+', 'gref', 'gref-umd', 'referit', 'grefcoco']
 TRAINED = ['train', 'trainval']
 
@@ -159,14 +159,20 @@ def splits_in(dataset:str, root) -> list:
     return [one(name) for name in opened.splits]
 
 def picture_family(dataset:str) -> str:
-    "Whose numbers a data set's pictures have. Drawn scenes are numbered by themselves, in the layout of those that they imitate."
+    "Whose numbers a data set's pictures have. Drawn scenes are in the layout of the sets that they imitate."
     kind = dataset.removeprefix('shapes-')
     return 'coco' if kind in (*REFER_SETS, 'grefcoco') else kind
 
-def all_splits(root, datasets=EXAMINED) -> tuple:
-    "(splits of the data sets that are here, names of those that are not)."
-    here = [d for d in datasets if is_here(d, Path(root))]
-    return [s for d in here for s in splits_in(d, root)], [d for d in datasets if d not in here]
+def all_splits(root,
+               datasets=()    # those that are wanted, which must be here; (): what is here of EXAMINED
+              ) -> tuple:     # (list of `Split`, {name of a data set: why nothing is said of it})
+    "The splits of data sets. Raises `RRNError` if one that is wanted is missing or damaged."
+    if datasets: return [s for d in datasets for s in splits_in(d, root)], {}
+    found, silent = [], {d: 'is not here' for d in EXAMINED if not is_here(d, Path(root))}
+    for dataset in [d for d in EXAMINED if d not in silent]:
+        try: found += splits_in(dataset, root)
+        except RRNError as e: silent[dataset] = f'cannot be read: {e}'
+    return found, silent
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #27c65d94
 def shared_pictures(known:set, splits) -> dict:
@@ -243,8 +249,9 @@ def look_alikes(training:Training, splits, within:int=NEAR, workers:int=0, progr
     pictures, wanted = list(files), len({p for s in splits if s.split not in TRAINED for p in s.pictures})
     (mine, a), (theirs, b) = (looks(list(f), workers, progress) for f in (training.files, files.values()))
     pairs = [Alike(training.files[mine[i]].name, pictures[theirs[j]], bits) for i, j, bits in near_pairs(a, b, within)]
-    said = (f"By look: {len(mine):,} of {len(training.files):,} pictures in {training.name} and {len(theirs):,} of {wanted:,} "
-            f"of the val and test splits could be read. Two are one if at most {within} of {BITS} bits of hashes differ.")
+    said = (f"By look: {len(mine):,} of {len(training.files):,} pictures in {training.name} and {len(theirs):,} of "
+            f"{wanted:,} of the val and test splits could be read. Two are one if at most {within} of {BITS} bits of "
+            "hashes differ.")
     return pairs, said
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #794cd442
@@ -271,10 +278,10 @@ def scores_without(file:dict, leaked:set, draws=1000) -> pd.DataFrame:
         tables.append(table.assign(sentences=int(keep.sum())))
     return pd.concat(tables).set_index('protocol').loc[tables[0].protocol].reset_index()
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #3d048573
+# %% ../../nbs/3_experiments/17_leaks.ipynb #602ca856
 def leaks_page(trainings:list,     # of `Training`
                found:dict,         # as of `shared`, by name and by look
-               splits:list, missing:list, notes:list, scores:str=''
+               splits:list, missing:dict, notes:list, scores:str=''
               ) -> str:
     "What was found, in Markdown."
     named = ', '.join(f'{t.name} ({len(t.known):,} pictures by name)' for t in trainings)
@@ -288,10 +295,11 @@ OWN = ("What a model has seen that was trained on one of these splits. G-Ref as 
        "object, so pictures of its val are in its own train: that was meant so. Between sets nobody meant it.")
 NONE_OWN = 'No training split that is here shares a picture with a val or test split.'
 
-def data_notes(splits:list, missing:list) -> list:
+def data_notes(splits:list, missing:dict) -> list:
     "Which data sets are not here, or not whole."
     notes = {s.dataset: s.note for s in splits if s.note not in ('', 'complete')}
-    absent = [f"Not here, so nothing is said of them: {', '.join(missing)}."] if missing else []
+    silent = [f'{dataset} {why}' for dataset, why in missing.items()]
+    absent = ['Nothing is said of these: ' + '; '.join(silent) + '.'] if silent else []
     return [*absent, *(f'{dataset} is {note}.' for dataset, note in notes.items())]
 
 def unread_note(training:Training) -> str:
@@ -300,10 +308,11 @@ def unread_note(training:Training) -> str:
     few = ', '.join(map(repr, training.unread[:3]))
     return f'{training.name}: {len(training.unread):,} lines name no picture, such as {few}.'
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #3212055e
+# %% ../../nbs/3_experiments/17_leaks.ipynb #1fed4617
 def find_leaks(
     training:tuple[str, ...]=(),    # lists or folders of pictures, or splits such as unc:train; none: the sets' own
     *, data_root:str='data',        # folder of the data sets
+    datasets:tuple[str, ...]=(),    # data sets to look at; none: what there is of RefCOCO, +, g, ReferIt and gRefCOCO
     scores:str='',                  # a score file of rrn score: scores with and without what was trained on
     numbers:Literal['coco', 'referit']='coco',   # whose plain numbers are
     near:int=NEAR,                  # two pictures are the same if at most so many of 256 bits of their hashes differ
@@ -311,9 +320,10 @@ def find_leaks(
     workers:int=-1                  # processes that look at pictures; -1: one a core
 ) -> str:                           # the page
     "Find pictures of val and test splits that were trained on."
-    splits, missing = all_splits(data_root)
+    splits, missing = all_splits(data_root, datasets)
     if not splits:
-        raise RRNError(f"none of {', '.join(EXAMINED)} is in {data_root}. Give the folder of the data (--data_root).")
+        said = '; '.join(f'{dataset} {why}' for dataset, why in missing.items())
+        raise RRNError(f"there is no data set in {data_root} ({said}). Give the folder of the data (--data_root).")
     trainings = [read_training(t, numbers, splits) for t in training]
     pairs, notes = [], []
     for t in trainings:

@@ -136,8 +136,9 @@ def fitting_key(ids:set, known:dict) -> str:
 
 def _no_match(key, ids, known):
     first = lambda numbers: ', '.join(map(str, sorted(numbers)[:5]))
-    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split; its sent_id "
-            f"are {first(known['sent_id'])}, ..., its ref_id {first(known['ref_id'])}, ... Is it another split or data set?")
+    return (f"none of the {len(ids):,} numbers of predictions ({first(ids)}, ...) is a {key} of this split; its "
+            f"sent_id are {first(known['sent_id'])}, ..., its ref_id {first(known['ref_id'])}, ... "
+            "Is it another split or data set?")
 
 # %% ../../nbs/3_experiments/16_score.ipynb #0594ffd6
 class Task(NamedTuple):
@@ -457,8 +458,8 @@ def reading_note(scored:Scored) -> str:
     kinds = {'mask': 'masks', 'probability': 'probabilities'}[scored.kind]
     said = f"**{scored.name}**: {scored.form}, read as {kinds}, keyed by `{scored.key}`. {empty:,} are empty."
     if not scored.aspects: return said
-    return (f"{said} {scored.aspects:,} are wider or narrower than their picture and were taken to it as `placed` says; "
-            "if their network pads, that is `--placed centred` or `--placed corner`.")
+    return (f"{said} {scored.aspects:,} are wider or narrower than their picture and were taken to it as `placed` "
+            "says; if their network pads, that is `--placed centred` or `--placed corner`.")
 
 def score_page(a:list,             # of `Scored`: seeds of one system
          b:list=(),          # those of another
