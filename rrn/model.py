@@ -48,7 +48,7 @@ class Config:
     D_Q: int = 500                   # channels of q and of the hidden states
     word_forget_bias: float = 0.     # added to the word LSTM's forget gate
     pyramid: str = 'C5,C4,C3'        # maps that refine, in their order, of C1 to C5; '': no refinement
-    update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm, or an import path, 'module:Class'
+    update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm; or 'module:Class'; or 'mine' of mine.py
     activation: str = 'tanh'         # of the update function: 'tanh' or 'relu'
     normalise: str = ''              # layer norm: '', 'update' (plain, rnn), 'gates' or 'gates,cell' (lstm); in no text
     peepholes: bool = False          # whether the LSTM's gates see its cell; the text has none
