@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST_ONE', 'AT_LEAST_ZERO', 'BATCHED', 'RELEASED', 'PRESETS', 'SYSTEMS', 'Config', 'as_type',
-           'check_config', 'check_sizes', 'check_refinement', 'preset', 'one_map', 'Head', 'configured_cnn', 'RRN']
+           'check_config', 'check_numbers', 'check_refinement', 'preset', 'one_map', 'Head', 'configured_cnn', 'RRN']
 
 # %% ../nbs/1_paper/06_model.ipynb #201e5d1c
 import math, re
@@ -48,7 +48,7 @@ class Config:
     D_Q: int = 500                   # channels of q and of the hidden states
     word_forget_bias: float = 0.     # added to the word LSTM's forget gate
     pyramid: str = 'C5,C4,C3'        # maps that refine, in their order, of C1 to C5; '': no refinement
-    update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm, or an import path, 'module:Class'
+    update: str = 'lstm'             # plain, rnn, fpn, lstm, released_lstm; or 'module:Class'; or 'mine' of mine.py
     activation: str = 'tanh'         # of the update function: 'tanh' or 'relu'
     normalise: str = ''              # layer norm: '', 'update' (plain, rnn), 'gates' or 'gates,cell' (lstm); in no text
     peepholes: bool = False          # whether the LSTM's gates see its cell; the text has none
@@ -110,7 +110,7 @@ def check_config(c):
     for f in fields(c): object.__setattr__(c, f.name, as_type(f.name, getattr(c, f.name), f.type))
     if not c.weights: object.__setattr__(c, 'weights', default_weights(c.backbone))
     for name, allowed in CHOICES.items(): one_of(name, getattr(c, name), allowed)
-    check_sizes(c)
+    check_numbers(c)
     if c.adam == 'tensorflow' and c.decay == 'decoupled' and c.weight_decay:
         raise RRNError("adam='tensorflow' has no decoupled weight decay; set decay='l2' or weight_decay=0.")
     if c.adam == 'torch' and c.bias_grad_scale != 1:
@@ -119,7 +119,7 @@ def check_config(c):
     check_refinement(c)
     for stage in filter(None, c.finetune.split(',')): one_of('finetune', stage, ['conv3', 'conv4', 'conv5'])
 
-def check_sizes(c):
+def check_numbers(c):
     "`RRNError` for a number that is too small, an even kernel, or a picture that is no whole number of strides."
     for name in AT_LEAST_ONE + AT_LEAST_ZERO:
         value, least = getattr(c, name), int(name in AT_LEAST_ONE)

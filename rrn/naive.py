@@ -7,6 +7,7 @@ __all__ = ['PAPER', 'NaiveSentence', 'NaiveFusion', 'NaiveLSTM', 'NaiveRefinemen
            'naive_loss', 'NaiveRRN', 'naive_step', 'naive_predict']
 
 # %% ../nbs/index.ipynb #744ed8c7
+import rrn                 # before PyTorch, whose threads then sleep while they wait
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -120,7 +121,8 @@ class NaiveRRN(nn.Module):
     "The paper's network, of any widths; takes the state dict of an `RRN` of the same configuration."
     def __init__(self, config:Config, vocabulary_size:int):
         super().__init__()
-        if any(getattr(config, name) != value for name, value in PAPER.items()):
+        others = any(getattr(config, name) != value for name, value in PAPER.items())
+        if others or config.update_options():                  # such as normalisation
             raise RRNError("the naive network is the paper's model; use preset=paper, with any widths.")
         self.config = config
         self.backbone = freeze(build_backbone(config.backbone, None, config.output_stride))

@@ -327,10 +327,13 @@ def _check_shapes(found, expected):
     if wrong: raise RRNError(f"The variables do not fit this ConvLSTM cell: {'; '.join(wrong)}.")
 
 # %% ../nbs/1_paper/04_refine.ipynb #2eebdb6d
-def find_update(update:str   # a name in `UPDATES`, or 'module:Class'
+def find_update(update:str   # a name in `UPDATES`, that of a file here that registers it, or 'module:Class'
                ) -> type:
     "The class of an update function, imported if it is given by a path. `RRNError` for what there is not."
-    if ':' not in update: return UPDATES[one_of('update', update, [*UPDATES, 'module:Class'])]
+    if ':' not in update:
+        unknown = update not in UPDATES and re.fullmatch(r'\w+', update)
+        if unknown and os.path.isfile(f'{update}.py'): _imported(update, update)
+        return UPDATES[one_of('update', update, [*UPDATES, 'module:Class'])]
     module, _, name = update.partition(':')
     found = getattr(_imported(module, update), name, None)
     if isinstance(found, type) and issubclass(found, Update): return found

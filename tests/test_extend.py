@@ -145,3 +145,16 @@ def test_a_run_does_not_go_on_with_another_function_of_that_name(here, scenes):
 def test_runs_of_this_package_are_identified_as_before(here, scenes):
     job = open_job(**dict(TINY, data_root=str(scenes), folder=str(here), preset='small'))
     assert set(job.identity) == {'data', 'vocabulary', 'cnn'}
+
+
+def test_a_file_that_registers_a_function_of_its_own_name(here, scenes, monkeypatch):
+    "`rrn train -p update=mine`, where mine.py stands in the working directory."
+    registered = MINE.replace('import Update', 'import Update, update_function').replace('class', "@update_function('mine')\nclass")
+    (here/'mine.py').write_text(registered)
+    settings = [f'{k}={v}' for k, v in TINY.items()]
+    words = ['-p', 'update=mine', '-p', f'data_root={scenes}', '-p', f"folder={here/'runs'}", *settings]
+    done = subprocess.run([sys.executable, '-m', 'rrn.cli', 'train', *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run, = (here/'runs').glob('*/config.json')
+    assert json.loads(run.read_text())['config']['update'] == 'mine' and json.loads(run.read_text())['identity']['update']
+    with pytest.raises(RRNError, match="update='yours' is not known"): open_job(update='yours', data_root=str(scenes))

@@ -14,8 +14,8 @@ spec.loader.exec_module(house)
 AT_MOST = {                                   # what may never become worse
     'README lines': 100, 'README table rows': 20,
     'function lines, median': 6, 'function lines, 90th percentile': 12, 'function lines, longest': 34,
-    'library lines over 120 columns': 314, 'library lines over 140 columns': 90,
-    'names defined in two modules': 3}
+    'library lines over 120 columns': 0, 'library lines over 140 columns': 0,
+    'names defined in two modules': 0}
 AT_LEAST = {'notebooks with a picture': 24, 'pictures': 60, 'code cells that show an output, %': 23}
 
 

@@ -96,11 +96,16 @@ def test_a_step_trains_all_but_the_cnn():
         assert now.equal(before[name]) == name.startswith('backbone.'), name
 
 
-def test_it_is_the_papers_model_alone():
+@pytest.mark.parametrize('other', [dict(update='rnn'), dict(start='zero'), dict(normalise='gates'), dict(peepholes=True)],
+                         ids=str)
+def test_it_is_the_papers_model_alone(other):
+    with pytest.raises(RRNError, match='preset=paper'):
+        NaiveRRN(preset('paper', **WIDTHS, **other), 50)
+
+
+def test_the_programs_model_is_another():
     with pytest.raises(RRNError, match='preset=paper'):
         NaiveRRN(preset('released'), 50)
-    with pytest.raises(RRNError, match='preset=paper'):
-        NaiveRRN(preset('paper', **WIDTHS, update='rnn'), 50)
 
 
 def test_the_notebook_is_committed_with_its_outputs():

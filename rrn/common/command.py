@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRUTH', 'SHORT', 'parameter_comments', 'type_of', 'named_parameters', 'parameters_of', 'typed', 'typed_settings',
-           'as_flags', 'next_pair', 'as_flag', 'as_setting', 'form_of', 'marked_type', 'in_one_line', 'read_words',
+           'as_flags', 'next_pair', 'as_flag', 'as_setting', 'form_of', 'marked_type', 'in_one_line', 'parse_words',
            'given_by', 'fields_given', 'WrongWords', 'as_command', 'refuse']
 
 # %% ../../nbs/4_common/09_command.ipynb #d8bbbd9a
@@ -135,7 +135,7 @@ def in_one_line(box:str) -> str:
     message = takewhile(lambda row: not is_rule(row), dropwhile(is_rule, rows))
     return ' '.join(' '.join(message).split())
 
-def read_words(words, form, prog) -> dict:
+def parse_words(words, form, prog) -> dict:
     "What tyro makes of words, by name. `RRNError` if they are wrong; help ends the program."
     import tyro
     said = io.StringIO()
@@ -158,7 +158,7 @@ def given_by(words, f, prog, functions, without, options) -> dict:
     except ImportError: return typed_settings([as_setting(word, kinds) for word in words], kinds)
     notes = {k: v for g in (*functions, f) for k, v in parameter_comments(g).items() if k in parameters}
     groups = {type(o).__name__: o for o in options(words)}
-    found = read_words(words, form_of(parameters, groups, inspect.getdoc(f), notes), prog)
+    found = parse_words(words, form_of(parameters, groups, inspect.getdoc(f), notes), prog)
     given = [fields_given(value, words) for value in found.values() if is_dataclass(value)]
     return {k: v for some in given for k, v in some.items()} | {k: v for k, v in found.items() if k in parameters}
 

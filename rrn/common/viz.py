@@ -104,7 +104,8 @@ def telling_channel(states,  # hidden states h_1..h_T: arrays or CPU tensors (C,
     "Of every state the channel that goes along best with `wanted` in the last one, high on the target, on one scale."
     states, wanted = np.asarray(np.stack(states), dtype=np.float32), np.asarray(wanted, dtype=np.float32)
     if states.ndim != 4 or states.shape[2:] != wanted.shape:
-        raise RRNError(f"telling_channel wants states (C, h, w) and a map (h, w), not {states.shape[1:]} and {wanted.shape}.")
+        raise RRNError("telling_channel wants states (C, h, w) and a map (h, w), not "
+                       f"{states.shape[1:]} and {wanted.shape}.")
     along = correlations(states[-1], wanted)                                       # (C,)
     best = np.abs(along).argmax()
     maps = states[:, best] * np.sign(along[best])                                  # (T, h, w)

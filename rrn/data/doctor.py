@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEVERITIES', 'EXAMPLES_SHOWN', 'FOLDERS', 'SPLITTERS', 'VOCABULARY_COLUMNS', 'TINY_SHARE', 'SAME_IOU', 'MUCH_OVERLAP',
            'Finding', 'Findings', 'refer_place', 'check_present', 'refer_leniently', 'referit_leniently',
-           'registered_samples', 'read_leniently', 'check_sizes', 'severity_of_sharing', 'check_splits',
+           'registered_samples', 'read_leniently', 'check_split_sizes', 'severity_of_sharing', 'check_splits',
            'distinct_samples', 'check_sentences', 'check_ambiguity', 'vocabulary_table', 'check_words',
            'ExaminedPicture', 'pictures_of', 'faults_of_picture', 'faults_of_masks', 'fault_of_mask', 'faults_of_pairs',
            'examine_picture', 'map_in_workers', 'evenly_spaced', 'check_pictures_and_masks', 'check_doubles', 'Report',
@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
-import pycocotools.mask as coco
 from ..common.command import as_command
 from ..common.core import one_of, process_pool, read_json, RRNError, write_json
 from ..common.notebook import progress_bar
 from ..common.pictures import read_image
 from .datasets import READERS
+from .masks import coco
 from .refer import (by_split, counts_of, EXPECTED, IMAGE_FOLDER, judge_split, list_of_refs, read_instances,
                             ref_samples, REFER_SETS)
 from .referit import read_table, region_samples
@@ -123,7 +123,7 @@ def read_leniently(dataset:str, root:Path, findings:Findings) -> dict:
     return by_split(samples, ['train', 'val', 'trainval', 'test', 'testA', 'testB'])
 
 # %% ../../nbs/2_data/07_doctor.ipynb #dbf9883b
-def check_sizes(dataset:str, splits:dict, findings:Findings):
+def check_split_sizes(dataset:str, splits:dict, findings:Findings):
     "Compare each split with the published counts."
     counts, expected = counts_of(splits), EXPECTED.get(dataset, {})
     for split, published in expected.items():
@@ -380,7 +380,7 @@ def examine(dataset:str,          # unc, unc+, gref, gref-umd, referit, grefcoco
     root, findings = data_folder(dataset, root), Findings()
     if not root.is_dir(): raise RRNError(f"Data set {dataset}: there is no folder {root}. See data/README.md.")
     splits = read_leniently(dataset, root, findings)
-    check_sizes(dataset, splits, findings)
+    check_split_sizes(dataset, splits, findings)
     check_splits(dataset, splits, findings)
     check_sentences(splits, findings)
     check_words(splits, findings)

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pycocotools import mask as coco
 from ..batches import Batches, evaluation_order, group_by_image, loader
 from ..common.core import RRNError
+from ..data.masks import coco
 from ..evaluate import autocast
 from ..image import mask_in, mask_out, released_prediction_back, unplace
 from ..loss import bilinear, upsample_probability
