@@ -231,7 +231,7 @@ def near_pairs(a:np.ndarray,       # (N, 4) uint64
         found += [(start + int(i), int(j), int(bits[i, j])) for i, j in zip(*np.nonzero(bits <= within))]
     return found
 
-# %% ../../nbs/3_experiments/17_leaks.ipynb #eff4ebf2
+# %% ../../nbs/3_experiments/17_leaks.ipynb #3c88c4dd
 class Alike(NamedTuple):
     "A picture that was trained on and looks like one of a val or test split."
     file: str
@@ -250,7 +250,7 @@ def look_alikes(training:Training, splits, within:int=NEAR, workers:int=0, progr
     (mine, a), (theirs, b) = (looks(list(f), workers, progress) for f in (training.files, files.values()))
     pairs = [Alike(training.files[mine[i]].name, pictures[theirs[j]], bits) for i, j, bits in near_pairs(a, b, within)]
     said = (f"By look: {len(mine):,} of {len(training.files):,} pictures in {training.name} and {len(theirs):,} of "
-            f"{wanted:,} of the val and test splits could be read. Two are one if at most {within} of {BITS} bits differ.")
+            f"{wanted:,} of the val and test splits could be read. Up to {within} of {BITS} bits may differ.")
     return pairs, said
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #794cd442
