@@ -12,7 +12,6 @@ import io, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 import torch
 from .common.core import as_path, file_bytes, one_of, RRNError, whole_file
 

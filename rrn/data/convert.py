@@ -6,10 +6,10 @@
 __all__ = ['LEAST_GAP', 'LEAST_RATIO', 'SMALLEST', 'View', 'Object', 'views_of', 'clear_first', 'clearly_at_side',
            'clearly_of_size', 'alone_in_relation', 'referents_in_view', 'referent', 'class_words', 'objects_of',
            'speakable', 'phrases_for', 'wordings', 'sentences_for', 'Expression', 'generate', 'expression_of',
-           'expression_rows', 'table_rows', 'read_sentences', 'split_images', 'split_sizes', 'given_splits',
-           'own_picture', 'new_name', 'unique_ids', 'renamed_pictures', 'read_annotations', 'described_objects',
-           'place_picture', 'drop_undescribed', 'dump_json', 'write_set', 'given_or_generated', 'open_own',
-           'check_set_name', 'check_names', 'convert', 'main']
+           'table_rows', 'read_sentences', 'split_images', 'split_sizes', 'given_splits', 'own_picture', 'new_name',
+           'unique_ids', 'renamed_pictures', 'read_annotations', 'described_objects', 'place_picture',
+           'drop_undescribed', 'dump_json', 'write_set', 'given_or_generated', 'open_own', 'check_set_name',
+           'check_names', 'convert', 'main']
 
 # %% ../../nbs/2_data/08_convert.ipynb #cb91aed8
 import csv, io, json, os, pickle, re, shutil, sys
@@ -189,14 +189,6 @@ def expression_of(row:dict, where:str) -> Expression:
     if not isinstance(split, str) or not re.fullmatch('[A-Za-z0-9_+-]{0,20}', split.strip()):
         raise RRNError(f"{where} has a split {repr(split)[:80]}; expected a word such as train.")
     return Expression(int(id), ' '.join(sentence.split()), split.strip())
-
-def expression_rows(path:Path) -> list:
-    "The rows of a .csv or .json file, not yet looked at."
-    if path.suffix.lower() == '.json': return read_json(path, 'sentences')
-    if not path.is_file(): raise RRNError(f"Sentences {path} are missing.")
-    text = file_bytes(path, 'sentences')
-    try: return list(csv.DictReader(io.StringIO(text.decode('utf-8-sig'), newline=''), strict=True))
-    except (ValueError, csv.Error) as e: raise RRNError(f"Sentences {path} are no CSV file in UTF-8 ({e}).") from e
 
 def table_rows(path, what) -> list:
     "The rows of a CSV file as dicts. `RRNError`, beginning with `what`, if it is none."

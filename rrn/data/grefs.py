@@ -8,12 +8,14 @@ __all__ = ['MAX_GREFS', 'UnionMask', 'annotations_of', 'rivals_of', 'gref_sample
 # %% ../../nbs/2_data/05_grefs.ipynb #da09c47a
 import itertools
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import numpy as np
 from ..common.core import read_json, RRNError
 from ..common.untrusted import required_field, required_file
 from .masks import coco, CocoMask
-from .refer import by_split, IMAGE_FOLDER, Instances, read_instances, ReferringDataset, Sample
+from .refer import (by_split, IMAGE_FOLDER, Instances, list_of_refs, read_instances, ReferringDataset,
+                            Sample, sentence_fields)
 
 # %% ../../nbs/2_data/05_grefs.ipynb #cd7f6fc8
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,8 @@ def gref_samples(ref:dict, instances:Instances, folder:Path, where:str) -> list:
     shared = dict(image=folder/image['file_name'], mask=UnionMask(parts, *size), image_id=ref['image_id'],
                   ref_id=get('ref_id'), split=get('split', str), category=', '.join(names),
                   distractors=rivals_of(named, ref['image_id'], instances), height=size[0], width=size[1])
-    said = lambda s: 'sent' if isinstance(s, dict) and s.get('sent') else 'raw'
-    return [Sample(sentence=required_field(s, said(s), str, f"{where}: sentence {n}"),
-                   sent_id=required_field(s, 'sent_id', int, f"{where}: sentence {n}"), **shared)
-            for n, s in enumerate(get('sentences', list))]
+    said = enumerate(get('sentences', list))
+    return [Sample(**sentence_fields(s, f"{where}: sentence {n}"), **shared) for n, s in said]
 
 # %% ../../nbs/2_data/05_grefs.ipynb #23ac104f
 MAX_GREFS = 512 << 20     # bytes
@@ -70,8 +70,8 @@ def open_grefs(root    # folder that holds grefcoco/ and images/
     folder = Path(root)/'grefcoco'
     path = required_file(folder/'grefs(unc).json', 'grefcoco')
     if path.stat().st_size > MAX_GREFS: raise RRNError(f"{path} has more than {MAX_GREFS:,} bytes; fetch it again.")
-    instances, refs = read_instances(required_file(folder/'instances.json', 'grefcoco')), read_json(path, 'references')
-    if not isinstance(refs, list): raise RRNError(f"{path} holds a {type(refs).__name__}; a list was expected.")
+    instances = read_instances(required_file(folder/'instances.json', 'grefcoco'))
+    refs = list_of_refs(path, partial(read_json, what='references'))
     said = (gref_samples(ref, instances, Path(root)/IMAGE_FOLDER, f"{path}: ref {n}") for n, ref in enumerate(refs))
     splits = by_split(itertools.chain.from_iterable(said), ['train', 'val', 'testA', 'testB'])
     return ReferringDataset('grefcoco', Path(root), splits)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEGMENTATION', 'PLACE', 'KEPT_OF_OBJECTS', 'KEPT_OF_IMAGES', 'MAX_JSON', 'IMAGE_FOLDER', 'EXPECTED', 'REFER_SETS',
-           'Sample', 'thinned', 'read_thinned', 'Instances', 'read_instances', 'ref_samples', 'read_refer',
-           'list_of_refs', 'counts_of', 'ReferringDataset', 'by_split', 'judge_split', 'check_published_counts',
-           'open_refer']
+           'Sample', 'thinned', 'read_thinned', 'Instances', 'read_instances', 'ref_samples', 'sentence_fields',
+           'read_refer', 'list_of_refs', 'counts_of', 'ReferringDataset', 'by_split', 'judge_split',
+           'check_published_counts', 'open_refer']
 
 # %% ../../nbs/2_data/01_refer.ipynb #3e6fe711
 import codecs, itertools, json, re
@@ -143,7 +143,8 @@ def ref_samples(ref:dict, instances:Instances, folder:Path, where:str) -> list:
     shared = dict(image=folder/image['file_name'], mask=mask, image_id=ref['image_id'], ref_id=get('ref_id'),
                   split=get('split', str), category=instances.categories[category], distractors=others,
                   height=image['height'], width=image['width'])
-    return [Sample(**_sentence(s, f"{where}: sentence {n}"), **shared) for n, s in enumerate(get('sentences', list))]
+    said = enumerate(get('sentences', list))
+    return [Sample(**sentence_fields(s, f"{where}: sentence {n}"), **shared) for n, s in said]
 
 def _known_category(annotation, instances, where):
     "The category id of an annotation; `RRNError` if `instances` has none of that id."
@@ -151,7 +152,7 @@ def _known_category(annotation, instances, where):
     known = type(category) is int and category in instances.categories
     return category if known else one_of(f"{where}: category_id", category, instances.categories)
 
-def _sentence(entry, where) -> dict:
+def sentence_fields(entry, where) -> dict:
     "Text, as cleaned by the data set's authors where it is, and number of a sentence."
     text = 'sent' if isinstance(entry, dict) and entry.get('sent') else 'raw'
     return dict(sentence=required_field(entry, text, str, where), sent_id=required_field(entry, 'sent_id', int, where))
@@ -172,9 +173,9 @@ def read_refer(root,        # folder that holds refcoco/, refcoco+/, refcocog/ a
     samples = (ref_samples(ref, instances, Path(root)/IMAGE_FOLDER, f"{path}: ref {n}") for n, ref in enumerate(refs))
     return list(itertools.chain.from_iterable(samples))
 
-def list_of_refs(path) -> list:
-    "The references in a `refs(...).p`; `RRNError` if it holds something else."
-    refs = safe_load(path)
+def list_of_refs(path, load=safe_load) -> list:
+    "The references in a `refs(...).p`, or in what `load` reads; `RRNError` if it holds something else."
+    refs = load(path)
     if isinstance(refs, list): return refs
     raise RRNError(f"{path} holds a {type(refs).__name__}; expected a list of references.")
 

@@ -11,7 +11,7 @@ __all__ = ['TINY_SIZES', 'STAGES', 'OPTIONAL', 'REFERENCE_HEADS', 'PRECISIONS', 
            'work_per_step', 'speed', 'speed_stage', 'crf_case', 'crf_errors', 'crf_pictures', 'crf', 'PackedMask',
            'scene_samples', 'scenes_by_split', 'trial_config', 'train_in', 'few_scenes', 'deterministic',
            'deterministic_trials', 'free_trials', 'killed_trial', 'emptied', 'start_trial', 'trial_result',
-           'determinism', 'kill_after_checkpoint', 'kill', 'random_outline', 'photographs', 'workers_here', 'loading',
+           'determinism', 'kill_after_checkpoint', 'kill', 'random_outline', 'photographs', 'loading',
            'evaluation_seconds', 'evaluation', 'NotFinished', 'scene_training', 'slice_end', 'train_scenes', 'is_done',
            'read_stage_records', 'do_stage', 'run_stages', 'check_time', 'value_at', 'best_speed', 'fastest_of',
            'all_of', 'count_of', 'Target', 'verdicts', 'as_text', 'work_folder', 'main']
@@ -35,7 +35,7 @@ from ..data.refer import EXPECTED, Sample
 from ..data.shapes import (describe, draw_scene, family_of, image_name, in_workers, save_jpeg, SET_SEED, split_of,
                              SPLITS, targets, wanted)
 from ..data.weights import from_tf
-from ..evaluate import autocast, evaluate, summary
+from ..evaluate import autocast, decoding_workers, evaluate, summary
 from .benchmark import (Bench, in_turns, matmul_peak, noise_photograph, peak_memory, random_batch,
                                        write_pictures)
 from .cost import count_operations, seconds_for
@@ -506,13 +506,9 @@ def photographs(folder, pictures, sentences=7, size=(480, 640)) -> list:
         return Sample(folder/names[i], mask, 'left zebra', i, number, number, 'val', 'zebra', 1, *size)
     return [sample(i, j) for i in range(pictures) for j in range(sentences)]
 
-def workers_here(place) -> int:
-    "Processes that decode pictures."
-    return min(16, os.cpu_count() or 1) if place.on_gpu else 0
-
 @stage('loading', 60, 'pictures and sentences a second from files, in worker processes')
 def loading(place):
-    c, pictures, workers = place.config(), place.pick(1600, 4), workers_here(place)
+    c, pictures, workers = place.config(), place.pick(1600, 4), decoding_workers(-1, place.device)
     samples = photographs(place.work/'photographs', pictures, size=place.pick((480, 640), (48, 64)))
     reader = Reader(Vocabulary.build(['left zebra']), c.image_size, c.max_words, remember=0)
     order = TrainingOrder(group_by_image(samples), 4, 7)
@@ -532,7 +528,7 @@ def evaluation_seconds(place, samples, crf=None) -> float:
     model = RRN(c, 10).on(place.device).eval()
     reader = Reader(Vocabulary.build(['left zebra']), c.image_size, c.max_words, remember=0)
     evaluate(model, samples[:16], reader, workers=0, crf=crf)                       # the first pass chooses kernels
-    return seconds_for(lambda: evaluate(model, samples, reader, workers=workers_here(place), crf=crf), place.device)
+    return seconds_for(lambda: evaluate(model, samples, reader, crf=crf), place.device)
 
 @stage('evaluation', 120, 'sentences a second of a whole evaluation, with a CRF and without')
 def evaluation(place):
@@ -572,12 +568,13 @@ def train_scenes(place):
         end = min(c.iterations, slice_end(place, run))
         seed_everything(c.seed)
         model = RRN(c, len(reader.vocabulary)).on(place.device)
-        plan = Plan(workers=workers_here(place), save_every=10**6, log_every=place.pick(50, 1), stop_after=end)
+        workers, log_every = decoding_workers(-1, place.device), place.pick(50, 1)
+        plan = Plan(workers=workers, save_every=10**6, log_every=log_every, stop_after=end)
         log = train(model, order, reader, run, plan)
         short = place.left() < 1.5 * (time.monotonic() - began)
         if end < c.iterations and short: raise NotFinished(f'train: time is up at step {end} of {c.iterations}')
         began = time.monotonic()
-    found = summary(evaluate(model, drawn['val'], reader, workers=workers_here(place)))
+    found = summary(evaluate(model, drawn['val'], reader))
     seconds, sentences = float(log.seconds.max()), int(log.sentences.sum())
     return dict(steps=c.iterations, sentences=sentences, training_seconds=seconds,
                 steps_per_second=c.iterations / seconds, sentences_per_second=sentences / seconds,

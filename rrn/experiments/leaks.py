@@ -13,7 +13,6 @@ __all__ = ['imagehash', 'COCO_NAME', 'FULL_NAME', 'ENDINGS', 'READ', 'EXAMINED',
 # %% ../../nbs/3_experiments/17_leaks.ipynb #3822c3f6
 import contextlib, io, re
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 import numpy as np
@@ -22,10 +21,9 @@ from PIL import Image
 from ..common.command import as_command
 from ..common.core import as_path, file_bytes, one_of, optional_module, read_json, RRNError, whole_file, write_json
 from ..common.pictures import read_image
-from ..common.untrusted import safe_load
 from ..data.datasets import open_dataset
-from ..data.doctor import data_folder, map_in_workers
-from ..data.refer import REFER_SETS
+from ..data.doctor import map_in_workers
+from ..data.refer import list_of_refs, REFER_SETS
 from .predictions import json_objects
 from .report import markdown
 from .score import all_scores, few_workers, FORMAT, score_table, Scored, scored_of
@@ -43,7 +41,7 @@ class PictureId(NamedTuple):
     id: int
 
 def picture_named(text:str, numbers='coco'):
-    "The `Picture` that a number, file name, path or address means, or None; plain numbers are those of `numbers`."
+    "The `PictureId` that a number, file name, path or address means, or None; plain numbers are those of `numbers`."
     name = text.strip().strip('"\'').replace('\\', '/').rpartition('/')[2]
     stem, _, ending = name.rpartition('.')
     if f'.{ending.lower()}' in ENDINGS: name = stem
@@ -55,7 +53,7 @@ def picture_named(text:str, numbers='coco'):
 class Training:
     "What was trained on."
     name: str
-    known: set        # of `Picture`
+    known: set        # of `PictureId`
     unread: list      # what held no picture
     files: tuple = () # of pictures, to be looked at
 
@@ -82,9 +80,7 @@ def names_of_item(item) -> list:
 
 def names_in_refs(path:Path):
     "The picture of each reference of the training split in a pickle of REFER."
-    refs = safe_load(path)
-    if not isinstance(refs, list): raise RRNError(f"{path} holds a {type(refs).__name__}; a list was expected.")
-    for ref in refs:
+    for ref in list_of_refs(path):
         if isinstance(ref, dict) and ref.get('split', 'train') == 'train': yield names_of_item(dict(ref, id=None))
 
 READ = {'.txt': names_in_text, '.csv': names_in_text, '.tsv': names_in_text, '.lst': names_in_text,
@@ -279,7 +275,7 @@ def scores_without(file:dict, leaked:set, draws=1000) -> pd.DataFrame:
 
 # %% ../../nbs/3_experiments/17_leaks.ipynb #602ca856
 def leaks_page(trainings:list,     # of `Training`
-               found:dict,         # as of `shared`, by name and by look
+               found:dict,         # as of `shared_pictures`, by name and by look
                splits:list, missing:dict, notes:list, scores:str=''
               ) -> str:
     "What was found, in Markdown."

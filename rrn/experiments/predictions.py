@@ -11,7 +11,7 @@ __all__ = ['parquet', 'MAX_MASK', 'LONGEST_RUN', 'PREDICTION_KINDS', 'NAME', 'GA
            'named_entry', 'stacked_entries', 'parquet_entries', 'row_entry', 'Predictions', 'open_predictions']
 
 # %% ../../nbs/3_experiments/15_predictions.ipynb #8bb01e74
-import hashlib, io, itertools, json, re, zipfile, zlib
+import io, itertools, json, re, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple

@@ -19,7 +19,7 @@ from ..data.shapes import default_root, SPLITS
 from .cost import (duration, evaluation_operations, is_remembered, rate, SCENES, sentences_shown,
                                   step_operations)
 from .jobs import find_data_root, open_named
-from .matrix import (from_root, given_matrix, gpu_places, is_made, Matrix, record_state,
+from .matrix import (from_root, gpu_places, is_made, Matrix, record_state,
                                     record_that_counts, report_place, result_keys, settings_of, split_settings,
                                     steps_of)
 from .record import data_fingerprint, published_folder, runs_folder
