@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2',
-           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'SYSTEMS', 'SYSTEMS_OF_TABLE2', 'MOBILE', 'SHAPES',
-           'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS',
-           'WORKFLOW', 'System', 'refinement_system', 'kind_of', 'factor', 'at_rate', 'Cell', 'Matrix', 'splits_of',
-           'check_matrix', 'check_row', 'given_matrix', 'given_rows', 'result_keys', 'steps_of', 'from_root',
-           'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record', 'record_that_counts',
-           'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command', 'step_parameters',
-           'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone', 'settings_of',
-           'split_settings', 'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
+           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'SYSTEMS', 'SYSTEMS_OF_TABLE2', 'COCO_MINI',
+           'MOBILE', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS',
+           'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System', 'refinement_system', 'kind_of', 'factor', 'at_rate',
+           'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row', 'given_matrix', 'given_rows', 'result_keys',
+           'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
+           'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
+           'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone',
+           'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
@@ -234,7 +234,8 @@ def _check_seed(name, seed):
     raise RRNError(f"{name}={seed!r} is no seed; give whole numbers of at least 0, such as {name}=0,1,2.")
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e5f7be4
-MOBILE = '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
+COCO_MINI, MOBILE = '../shared/data/coco-mini', '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
+ON_MOBILE = dict(backbone='mobilenetv2_100', weights=MOBILE)
 SHAPES = ('shapes-unc', 'shapes-unc+', 'shapes-gref', 'shapes-referit')
 MINI_NOTE = ('photographs of coco-mini, a small part of COCO with sentences made from annotations; not the data of the '
              'paper')
@@ -246,12 +247,15 @@ MATRICES = {m.name: m for m in (
            asked=tuple(product(FACTORS, TWO_SHAPES, (0, 1, 2)))),
     Matrix('factors-long', DRAWN_NOTE, 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
            overrides=dict(iterations=10800), asked=tuple(product(DECISIVE, ['shapes-unc'], (0, 1, 2)))),
+    Matrix('factors-photographs', MINI_NOTE, 'mini', ('unc',), prefix='coco-mini-', data_root=COCO_MINI,
+           seeds=(0, 1, 2), rows=(), repeated=(), overrides=ON_MOBILE | dict(iterations=2000, images_per_batch=2),
+           asked=tuple(product(DECISIVE, ['unc'], (0, 1, 2))) + (('blind', 'unc', 0),)),
     Matrix('rates', 'embedded scenes of another seed, which no other run sees', 'small', ('shapes-unc',),
            prefix='rates-', data_root='data/scenes-seed7', scenes=dict(seed=7), rows=(), repeated=(),
            overrides=dict(iterations=1200), asked=tuple(product(SEARCHED, ['shapes-unc'], (0,)))),
     Matrix('coco-mini', MINI_NOTE, 'mini', ('unc', 'unc+', 'gref-umd'), prefix='coco-mini-',
-           data_root='../shared/data/coco-mini', rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
-           overrides=dict(iterations=400, backbone='mobilenetv2_100', weights=MOBILE),
+           data_root=COCO_MINI, rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
+           overrides=ON_MOBILE | dict(iterations=400),
            segmentation=f'{MOBILE},../shared/weights/deeplab_voc_head.safetensors'),
     Matrix('paper', 'the published data sets', 'paper', ('unc', 'unc+', 'gref', 'gref-umd', 'referit'),
            more_seeds=(1, 2)))}
