@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2',
            'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'SYSTEMS', 'SYSTEMS_OF_TABLE2', 'COCO_MINI',
-           'MOBILE', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS',
-           'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System', 'refinement_system', 'kind_of', 'factor', 'at_rate',
-           'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row', 'given_matrix', 'given_rows', 'result_keys',
-           'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
-           'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
-           'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone',
-           'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
+           'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES',
+           'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System', 'refinement_system', 'kind_of',
+           'factor', 'at_rate', 'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row', 'given_matrix',
+           'given_rows', 'result_keys', 'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts',
+           'published_record', 'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place',
+           'papermill_command', 'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot',
+           'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report',
+           'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
@@ -235,6 +236,7 @@ def _check_seed(name, seed):
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e5f7be4
 COCO_MINI, MOBILE = '../shared/data/coco-mini', '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
+ANSWERING = ('factors', 'factors-long', 'factors-photographs', 'rates')     # matrices of the page that answers
 ON_MOBILE = dict(backbone='mobilenetv2_100', weights=MOBILE)
 SHAPES = ('shapes-unc', 'shapes-unc+', 'shapes-gref', 'shapes-referit')
 MINI_NOTE = ('photographs of coco-mini, a small part of COCO with sentences made from annotations; not the data of the '
@@ -493,7 +495,7 @@ def _with_modules_from_here() -> dict:
     return os.environ | dict(PYTHONPATH=os.pathsep.join([*filter(None, [path]), os.getcwd()]))
 
 def make_report(matrix_settings:dict, kind):
-    "Execute the notebook `kind`, 'tables' or 'figures'. Raises `RRNError` if it fails."
+    "Execute the notebook `kind`, 'tables', 'figures' or 'answer'. Raises `RRNError` if it fails."
     out = repo_root()/f"out-{kind}-{one_of('matrix', matrix_settings.get('matrix', 'embedded'), MATRICES)}.ipynb"
     done = subprocess.run(papermill_command(kind, out, **matrix_settings), cwd=repo_root())
     if done.returncode: raise RRNError(f"the {kind} were not made; what the notebook says is above and in {out.name}.")
@@ -510,14 +512,14 @@ def publish_all(matrix:Matrix):
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #51b55901
 @as_command('matrix')
-def main(step:str,                    # train, evaluate, tables, figures, or publish
+def main(step:str,                    # train, evaluate, tables, figures, answer, or publish
          words:tuple[str, ...]=(),    # the run to train or evaluate, and settings: name=value
          *, settings:str='{}',        # the same settings as JSON
          stamp:str=''                 # a file to write when it is done
         ):
     """Carry out one step of the tables.
     Settings are fields of the matrix, or of the configuration (see `rrn train --help`)."""
-    one_of('step', step, [*RUN_STEPS, 'tables', 'figures', 'publish'])
+    one_of('step', step, [*RUN_STEPS, 'tables', 'figures', 'answer', 'publish'])
     run, words = (words[:1], words[1:]) if step in RUN_STEPS else ([], words)
     if step in RUN_STEPS and not run: raise RRNError(f"{step} which run? Give its name first.")
     own, how = split_settings(json.loads(settings) | settings_of(words))
