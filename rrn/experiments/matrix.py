@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2',
-           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'SYSTEMS', 'SYSTEMS_OF_TABLE2', 'COCO_MINI',
-           'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES',
-           'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System', 'refinement_system', 'kind_of',
-           'factor', 'at_rate', 'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row', 'given_matrix',
-           'given_rows', 'result_keys', 'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts',
-           'published_record', 'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place',
-           'papermill_command', 'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot',
-           'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report',
-           'publish_all', 'main']
+           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'SYSTEMS', 'SYSTEMS_OF_TABLE2', 'DEPTHS',
+           'COCO_MINI', 'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES',
+           'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System', 'refinement_system',
+           'kind_of', 'factor', 'at_rate', 'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row', 'depth_matrix',
+           'given_matrix', 'given_rows', 'result_keys', 'steps_of', 'from_root', 'weights_file', 'count_files',
+           'is_made', 'has_counts', 'published_record', 'record_that_counts', 'record_state', 'is_published',
+           'reports_folder', 'report_place', 'papermill_command', 'step_parameters', 'step_command', 'gpu_places',
+           'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings', 'draw_scenes',
+           'run_step', 'make_report', 'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
@@ -234,6 +234,21 @@ def _check_seed(name, seed):
     if type(seed) is int and 0 <= seed < 2**63: return
     raise RRNError(f"{name}={seed!r} is no seed; give whole numbers of at least 0, such as {name}=0,1,2.")
 
+# %% ../../nbs/3_experiments/08_matrix.ipynb #064391aa
+DEPTHS = {                        # name: how scenes are drawn, fields of the configuration
+    'usual': ({}, {}),
+    'small': (dict(scale=.5), {}),
+    'fine': (dict(outlines='fine'), {}),
+    'steps': ({}, dict(pyramid='C5,C4,C3,C5,C4,C3')),
+    '320': (dict(pixels=2.5), dict(image_size=320))}
+
+def depth_matrix(name) -> Matrix:
+    "The decisive four with one knob turned, at 1,200 steps."
+    scenes, values = DEPTHS[name]
+    return Matrix(f'depth-{name}', DRAWN_NOTE, 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
+                  prefix=f'depth-{name}-', data_root=f'data/scenes-{name}' if scenes else '', scenes=scenes,
+                  overrides=dict(iterations=1200) | values, asked=tuple(product(DECISIVE, ['shapes-unc'], (0, 1, 2))))
+
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e5f7be4
 COCO_MINI, MOBILE = '../shared/data/coco-mini', '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
 ANSWERING = ('factors', 'factors-long', 'factors-photographs', 'rates')     # matrices of the page that answers
@@ -255,6 +270,7 @@ MATRICES = {m.name: m for m in (
     Matrix('rates', 'embedded scenes of another seed, which no other run sees', 'small', ('shapes-unc',),
            prefix='rates-', data_root='data/scenes-seed7', scenes=dict(seed=7), rows=(), repeated=(),
            overrides=dict(iterations=1200), asked=tuple(product(SEARCHED, ['shapes-unc'], (0,)))),
+    *map(depth_matrix, DEPTHS),
     Matrix('coco-mini', MINI_NOTE, 'mini', ('unc', 'unc+', 'gref-umd'), prefix='coco-mini-',
            data_root=COCO_MINI, rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
            overrides=ON_MOBILE | dict(iterations=400),
