@@ -12,7 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import constants, ModelCard, parse_eval_result_entries
 from rrn.common.core import read_json, RRNError, sha256_of
-from rrn.experiments.package import boxes, box_size, differs, label_of, model_card, pack, plain_scores, push, score_entries, unpack
+from rrn.experiments.package import boxes, box_size, differs, find_box, label_of, model_card, pack, plain_scores, push, score_entries
 from rrn.experiments.record import published_run, read_metrics, Run
 from rrn.model import preset, RRN
 from rrn.predict import Predictor
@@ -98,7 +98,7 @@ def test_a_changed_box_is_refused(box, tmp_path):
 
 def test_names_that_are_no_model():
     for name in ('shape-unc', '/nowhere/none'):
-        with pytest.raises(RRNError, match='come with the library: shapes-unc'): unpack(name)
+        with pytest.raises(RRNError, match='come with the library: shapes-unc'): find_box(name)
 
 
 # ---------------------------------------------------------------- a hub
@@ -180,16 +180,16 @@ def test_a_hub_takes_a_model_and_gives_it(hub):
 
 def test_what_was_fetched_serves_without_a_network(hub, tmp_path):
     hub.repos['me/shapes'] = ORIGINAL | {'more.py': b'x = 1'}
-    first = unpack('me/shapes')
+    first = find_box('me/shapes')
     assert content(first) == ORIGINAL, 'only what a box holds is fetched'
     hub.gone()
-    assert unpack('me/shapes') == first
+    assert find_box('me/shapes') == first
 
 
 def test_a_hub_that_has_it_not_or_is_not_there(hub):
-    with pytest.raises(RRNError, match='me/shapes is no folder here') as has_not: unpack('me/shapes')
+    with pytest.raises(RRNError, match='me/shapes is no folder here') as has_not: find_box('me/shapes')
     hub.gone()
-    with pytest.raises(RRNError, match='come'): unpack('me/shapes')
+    with pytest.raises(RRNError, match='come'): find_box('me/shapes')
     with pytest.raises(RRNError, match='cannot be written to the hub'): push(Run(boxes()['shapes-unc']), 'me/shapes')
     assert len(str(has_not.value).splitlines()) == 1
 
@@ -198,7 +198,7 @@ def test_a_model_that_needs_code_of_its_own_is_not_opened(hub):
     record = json.loads(ORIGINAL['config.json'])
     record['config'] |= dict(update='module:Class', normalise='')
     hub.repos['me/shapes'] = ORIGINAL | {'config.json': json.dumps(record).encode()}
-    with pytest.raises(RRNError, match='needs code that is not in its box'): unpack('me/shapes')
+    with pytest.raises(RRNError, match='needs code that is not in its box'): find_box('me/shapes')
 
 
 def test_another_hub_is_named_by_the_environment():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORD_FILES', 'SCENE_FILES', 'DEFAULT_BOX', 'BOXED', 'UNDECIDED', 'label_of', 'scene_sentences', 'boxes',
-           'plain_scores', 'card_scores', 'score_entries', 'card_data', 'model_card', 'pack', 'write_card', 'unpack',
+           'plain_scores', 'card_scores', 'score_entries', 'card_data', 'model_card', 'pack', 'write_card', 'find_box',
            'from_hub', 'push', 'hub_errors', 'first_scene', 'write_scene', 'runs_text', 'main', 'add_scene', 'box_size',
            'differs']
 
@@ -104,8 +104,8 @@ def write_card(run:Run):
         with whole_file(run.folder/'.eval_results'/f'{data}.yaml') as f:
             yaml.safe_dump(eval_result_entries_to_yaml(entries), f, sort_keys=False)
 
-# %% ../../nbs/3_experiments/18_package.ipynb #d1e08310
-def unpack(name:str) -> Path:
+# %% ../../nbs/3_experiments/18_package.ipynb #5e7d4acf
+def find_box(name:str) -> Path:
     """The folder of a box: by the name of a model that comes with the library, by its folder, or by a hub's id
     (owner/name). `RRNError` if there is none."""
     if name in boxes(): return boxes()[name]
