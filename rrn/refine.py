@@ -176,7 +176,9 @@ class ConvLSTM(Update):
     def forward(self, z, h, c=None):
         z, U = self.rows(z, c)
         if self.goes_quickly(h): return LSTMStep.apply(z, h, c, U, self.activation)
-        gates, new = self.opened(z + F.conv2d(h, U, padding=self.U.padding), c)
+        y = z + F.conv2d(h, U, padding=self.U.padding)
+        if self.N and self.peep is None: return self.normalised(y, c)
+        gates, new = self.opened(y, c)
         c = self.norm('c', new)
         return gates['o'] * self.a(c), c
 
@@ -198,6 +200,16 @@ class ConvLSTM(Update):
     def gates(self, z, h, c=None):
         z, U = self.rows(z, c)
         return self.opened(z + F.conv2d(h, U, padding=self.U.padding), c)[0]
+
+    def normalised(self, y, c):
+        "The step from y (S, 3D or 4D, h, w) where no gate sees the cell: all gates' norms are one call, of a group each."
+        parts = [self.N[part] for part in ('igo' if c is None else 'ifgo')]
+        gamma, beta = (torch.cat([getattr(n, name) for n in parts]) for name in ('weight', 'bias'))
+        i, *f, g, o = F.group_norm(y, len(parts), gamma, beta, EPSILON).chunk(len(parts), 1)
+        new = i.sigmoid() * self.a(g)
+        if c is not None: new = torch.addcmul(new, f[0].sigmoid(), c)
+        c = self.norm('c', new)
+        return o.sigmoid() * self.a(c), c
 
     def norm(self, part, x): return self.N[part](x) if part in self.N else x
 
