@@ -7,7 +7,7 @@ __all__ = ['GATES_NORMALISED', 'GATES_BARE', 'GATES_MIXED', 'NORMS', 'PARTS', 'f
            'STRUCTURES', 'NORMALISATIONS', 'SCORE_COLUMNS', 'PAIRS', 'FACTOR_FILES', 'order_claims',
            'factor_differences', 'factor_line', 'factors_table', 'rates_table', 'rates_text', 'validation_curve',
            'curve_differences', 'draw_curves', 'draw_differences', 'questions_text', 'scores_text', 'factors_page',
-           'write_factors']
+           'write_factors', 'save_figures']
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180002
 from functools import partial
@@ -20,6 +20,7 @@ from ..train import read_log
 from .claims import Claim, claim, claims_table, our_text, SAME_WITHIN
 from .matrix import (at_rate, DECISIVE, FACTORS, given_matrix, kind_of, Matrix, RATES, record_state,
                                     record_that_counts, SEARCHED, splits_of)
+from .figures import save_figure
 from .record import Run
 from .report import markdown, render
 from .tables import results
@@ -139,7 +140,7 @@ def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
     lines = table[(table.data == data) & table.ours.notna()].iloc[::-1]
     fig = Picture(7.2, .26 * len(lines) + .9)
     ax = fig.subplots()
-    ax.axvspan(-SAME_WITHIN, SMALLEST_DIFFERENCE, color='0.9', lw=0)
+    ax.axvspan(-SAME_WITHIN, SAME_WITHIN, color='0.9', lw=0)
     ax.axvline(0, color='k', lw=.6)
     for y, line in enumerate(lines.itertuples()):
         ax.plot([line.low, line.high], [y, y], color='C0', lw=1.5)
@@ -167,22 +168,29 @@ def scores_text(table:pd.DataFrame) -> str:
     wide = first.merge(wide.pivot(index=keys, columns='data', values='cell').reset_index(), on=keys)
     return markdown(wide[[*keys, *order]].astype(object))
 
-def factors_page(matrix:Matrix, longer:Matrix, search:Matrix) -> str:
+def factors_page(matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix) -> str:
     "`factors.md`."
     table = factor_differences(matrix)
     return render('factors.md', matrix=matrix, scores=scores_text(factors_table(matrix)),
                   questions=questions_text(table), rates=rates_text(rates_table(search)),
                   longer=scores_text(factors_table(longer)), longer_steps=longer.overrides['iterations'],
-                  longer_questions=questions_text(factor_differences(longer)),
+                  longer_questions=questions_text(factor_differences(longer)), photographs=photographs,
+                  photographed=scores_text(factors_table(photographs)),
+                  photographed_questions=questions_text(factor_differences(photographs)),
                   rate=matrix.configuration('row12', matrix.main_dataset, 0).lr,
                   steps=matrix.configuration('row12', matrix.main_dataset, 0).iterations)
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180020
 FACTOR_FILES = ('factors.md', 'factors.csv', 'factor-differences.csv')
 
-def write_factors(folder, matrix:Matrix, longer:Matrix, search:Matrix):
+def write_factors(folder, matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix):
     "Write `FACTOR_FILES` into a folder."
     tables = dict(zip(FACTOR_FILES[1:], (factors_table(matrix), factor_differences(matrix))))
-    with whole_file(Path(folder)/FACTOR_FILES[0]) as f: f.write(factors_page(matrix, longer, search))
+    with whole_file(Path(folder)/FACTOR_FILES[0]) as f: f.write(factors_page(matrix, longer, photographs, search))
     for name, table in tables.items():
         with whole_file(Path(folder)/name) as f: f.write(table.to_csv(index=False, float_format='%.4f'))
+
+def save_figures(folder, matrix:Matrix, longer:Matrix):
+    "Draw `factors` (the differences) and `factors-curves` (over training) as .png and .pdf into a folder."
+    pictures = {'factors': draw_differences(factor_differences(matrix)), 'factors-curves': draw_curves([matrix, longer])}
+    for name, picture in pictures.items(): save_figure(picture, folder, name)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2',
            'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'NOISE_RATES', 'NOISE_SYSTEMS', 'NOISY', 'SYSTEMS',
-           'SYSTEMS_OF_TABLE2', 'COCO_MINI', 'MOBILE', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES',
-           'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System', 'refinement_system',
-           'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row',
-           'given_matrix', 'given_rows', 'result_keys', 'steps_of', 'from_root', 'weights_file', 'count_files',
-           'is_made', 'has_counts', 'published_record', 'record_that_counts', 'record_state', 'is_published',
-           'reports_folder', 'report_place', 'papermill_command', 'step_parameters', 'step_command', 'gpu_places',
-           'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings', 'draw_scenes',
-           'run_step', 'make_report', 'publish_all', 'main']
+           'SYSTEMS_OF_TABLE2', 'DEPTHS', 'COCO_MINI', 'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE',
+           'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System',
+           'refinement_system', 'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix', 'splits_of',
+           'check_matrix', 'check_row', 'depth_matrix', 'given_matrix', 'given_rows', 'result_keys', 'steps_of',
+           'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
+           'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
+           'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone',
+           'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
@@ -244,8 +244,24 @@ def _check_seed(name, seed):
     if type(seed) is int and 0 <= seed < 2**63: return
     raise RRNError(f"{name}={seed!r} is no seed; give whole numbers of at least 0, such as {name}=0,1,2.")
 
+# %% ../../nbs/3_experiments/08_matrix.ipynb #064391aa
+DEPTHS = {                        # name: how scenes are drawn, fields of the configuration
+    'usual': ({}, {}),
+    'small': (dict(scale=.5), {}),
+    'fine': (dict(outlines='fine'), {}),
+    'steps': ({}, dict(pyramid='C5,C4,C3,C5,C4,C3')),
+    '320': (dict(pixels=2.5), dict(image_size=320))}
+
+def depth_matrix(name) -> Matrix:
+    "The decisive four with one knob turned, at 1,200 steps."
+    scenes, values = DEPTHS[name]
+    return Matrix(f'depth-{name}', DRAWN_NOTE, 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
+                  prefix=f'depth-{name}-', data_root=f'data/scenes-{name}' if scenes else '', scenes=scenes,
+                  overrides=dict(iterations=1200) | values, asked=tuple(product(DECISIVE, ['shapes-unc'], (0, 1, 2))))
+
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e5f7be4
 COCO_MINI, MOBILE = '../shared/data/coco-mini', '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
+ANSWERING = ('factors', 'factors-long', 'factors-photographs', 'rates')     # matrices of the page that answers
 ON_MOBILE = dict(backbone='mobilenetv2_100', weights=MOBILE)
 SHAPES = ('shapes-unc', 'shapes-unc+', 'shapes-gref', 'shapes-referit')
 MINI_NOTE = ('photographs of coco-mini, a small part of COCO with sentences made from annotations; not the data of the '
@@ -267,6 +283,7 @@ MATRICES = {m.name: m for m in (
     Matrix('noise', DRAWN_NOTE, 'small', ('shapes-unc',), prefix='noise-', seeds=(0, 1, 2), rows=(), repeated=(),
            overrides=dict(iterations=1200),
            asked=tuple((s, 'shapes-unc', seed) for seed in range(3) for s in (*NOISE_SYSTEMS, *NOISY))),
+    *map(depth_matrix, DEPTHS),
     Matrix('coco-mini', MINI_NOTE, 'mini', ('unc', 'unc+', 'gref-umd'), prefix='coco-mini-',
            data_root=COCO_MINI, rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
            overrides=ON_MOBILE | dict(iterations=400),
@@ -507,7 +524,7 @@ def _with_modules_from_here() -> dict:
     return os.environ | dict(PYTHONPATH=os.pathsep.join([*filter(None, [path]), os.getcwd()]))
 
 def make_report(matrix_settings:dict, kind):
-    "Execute the notebook `kind`, 'tables' or 'figures'. Raises `RRNError` if it fails."
+    "Execute the notebook `kind`, 'tables', 'figures' or 'answer'. Raises `RRNError` if it fails."
     out = repo_root()/f"out-{kind}-{one_of('matrix', matrix_settings.get('matrix', 'embedded'), MATRICES)}.ipynb"
     done = subprocess.run(papermill_command(kind, out, **matrix_settings), cwd=repo_root())
     if done.returncode: raise RRNError(f"the {kind} were not made; what the notebook says is above and in {out.name}.")
@@ -524,14 +541,14 @@ def publish_all(matrix:Matrix):
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #51b55901
 @as_command('matrix')
-def main(step:str,                    # train, evaluate, tables, figures, or publish
+def main(step:str,                    # train, evaluate, tables, figures, answer, or publish
          words:tuple[str, ...]=(),    # the run to train or evaluate, and settings: name=value
          *, settings:str='{}',        # the same settings as JSON
          stamp:str=''                 # a file to write when it is done
         ):
     """Carry out one step of the tables.
     Settings are fields of the matrix, or of the configuration (see `rrn train --help`)."""
-    one_of('step', step, [*RUN_STEPS, 'tables', 'figures', 'publish'])
+    one_of('step', step, [*RUN_STEPS, 'tables', 'figures', 'answer', 'publish'])
     run, words = (words[:1], words[1:]) if step in RUN_STEPS else ([], words)
     if step in RUN_STEPS and not run: raise RRNError(f"{step} which run? Give its name first.")
     own, how = split_settings(json.loads(settings) | settings_of(words))
