@@ -40,6 +40,13 @@ class Claim:
     against: tuple = ()        # (kind, split, kind, split): the difference on one split minus that on another
     section: str = '4.2.1'
 
+    @property
+    def key(self) -> str:
+        "What it is called in names of files and links: made of what it compares, so that no other claim has it."
+        sides = [f"{system}{'-crf' * crf}" for system, crf in (self.a, self.b)]
+        parts = [sides[0], self.expect, sides[1], *self.against]
+        return '-'.join(filter(None, parts)).replace('+', 'plus')
+
 def claim(text, a, b, expect='more', crf=(False, False), **more) -> Claim:
     "A claim about systems `a` and `b`, neither with a CRF unless `crf` says so."
     return Claim(text, (a, crf[0]), (b, crf[1]), one_of('expect', expect, EXPECTATIONS), **more)
@@ -163,7 +170,8 @@ def verdict(interval, expect, agree=True) -> str:
     return 'confirmed' if (low > 0) == (expect == 'more') else 'contradicted'
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #81717043
-CLAIM_COLUMNS = ['section', 'claim', 'expected', 'data', 'paper', 'ours', 'low', 'high', 'seeds', 'verdict']
+CLAIM_COLUMNS = ['key', 'section', 'claim', 'expected', 'data', 'paper', 'ours', 'low', 'high', 'p', 'p_same', 'seeds',
+                 'verdict', 'why', 'stands_on']
 
 def claims_table(matrix:Matrix, claims=CLAIMS) -> pd.DataFrame:
     "A line for each claim and split: the paper's difference and ours in points of overall IoU, and the verdict."
@@ -175,10 +183,11 @@ def claim_line(c:Claim, matrix:Matrix, kind, split) -> dict:
     "The line of a claim on a split; {} if neither the paper nor we have all its terms."
     paper, ours = paper_difference(c, kind, split), our_difference(c, matrix, kind, split)
     if paper is None and ours is None: return {}
-    line = dict(section=c.section, claim=c.text, expected=c.expect, data=f'{kind} {split}', paper=paper)
+    line = dict(key=c.key, section=c.section, claim=c.text, expected=c.expect, data=f'{kind} {split}', paper=paper)
     if ours is None: return line
     interval, agree, seeds = ours
-    return line | dict(zip(('ours', 'low', 'high'), interval), seeds=seeds, verdict=verdict(interval, c.expect, agree))
+    return line | dict(zip(('ours', 'low', 'high'), interval), seeds=seeds, verdict=verdict(interval, c.expect, agree),
+                       why='', stands_on='scenes' if matrix.main_dataset.startswith('shapes-') else 'photographs')
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #b846dc6a
 def paper_text(line) -> str:
