@@ -174,11 +174,22 @@ class ConvLSTM(Update):
         if c is None: z, U = self.without_forgetting(z, 1), self.without_forgetting(U, 0)
         if self.goes_quickly(h): return LSTMStep.apply(z, h, c, U, self.activation)
         y = z + F.conv2d(h, U, padding=self.U.padding)
+        if self.N and self.peep is None: return self.normalised(y, c)
         i, *f, g, o = y.chunk(3 if c is None else 4, 1)         # each (S, D, h, w); f is [] at first
         new = self.gate('i', i, c) * self.a(self.norm('g', g))
         if c is not None: new = self.gate('f', *f, c) * c + new
         o, c = self.gate('o', o, new), self.norm('c', new)
         return o * self.a(c), c
+
+    def normalised(self, y, c):
+        "The step from y (S, 3D or 4D, h, w) where no gate sees the cell: all gates' norms are one call, of a group each."
+        parts = [self.N[part] for part in ('igo' if c is None else 'ifgo')]
+        gamma, beta = (torch.cat([getattr(n, name) for n in parts]) for name in ('weight', 'bias'))
+        i, *f, g, o = F.group_norm(y, len(parts), gamma, beta, EPSILON).chunk(len(parts), 1)
+        new = i.sigmoid() * self.a(g)
+        if c is not None: new = torch.addcmul(new, f[0].sigmoid(), c)
+        c = self.norm('c', new)
+        return o.sigmoid() * self.a(c), c
 
     def norm(self, part, x): return self.N[part](x) if part in self.N else x
 

@@ -65,7 +65,7 @@ def head_operations(c:Config, sentences:int) -> float:
     return _head_operations(replace(alike(c), images_per_batch=1, sentences_per_image=1), sentences)
 
 IDLE = ('split', 'seed', 'iterations', 'lr', 'lr_end', 'lr_power', 'decay_iterations', 'warmup', 'weight_decay', 'clip',
-        'mirror', 'vocabulary', 'blind')          # fields that make no step longer or shorter
+        'mirror', 'vocabulary', 'blind', 'label_noise')          # fields that make no step longer or shorter
 
 def alike(c:Config) -> Config:
     "The configuration without what makes no step longer or shorter: one count and one probe serve all that are alike."

@@ -29,6 +29,7 @@ from ..common.pretrained import find_weights
 from ..common.team import this_team
 from ..crf import make_crf
 from ..data.datasets import open_dataset, READERS
+from ..data.noise import with_noise
 from ..data.shapes import KINDS
 from ..evaluate import evaluate, SENTENCE_SOURCES, summary
 from .record import (add_metrics, check_run_name, check_same_run, find_run, finish_record,
@@ -98,11 +99,12 @@ def excluded_pictures(c:Config) -> set:
                        "them.") from None
 
 def training_samples(c:Config, dataset) -> list:
-    "The samples of a configuration's split, less those about excluded pictures. `RRNError` if none is left."
+    """The samples of a configuration's split, less those about excluded pictures, with the wrong targets that it asks
+    for. `RRNError` if none is left."""
     excluded = excluded_pictures(c)
     kept = [s for s in dataset.samples(c.split) if s.image_id not in excluded]
     if not kept: raise RRNError(f"exclude leaves no sentence of {dataset.name} {c.split} to train on.")
-    return kept
+    return with_noise(kept, c.label_noise, c.seed)
 
 # %% ../../nbs/3_experiments/02_jobs.ipynb #114a8b78
 @dataclass

@@ -20,6 +20,7 @@ from ..backbone import cnn_checksum
 from ..common.core import (code_version, device_name, locked, one_of, read_json, repo_root, RRNError, sha256_of,
                              versions, whole_file, write_bytes, write_json)
 from ..data.masks import CocoMask, InFile
+from ..data.noise import ChangedMask
 from ..evaluate import summary
 from ..metrics import METRICS
 from ..model import Config
@@ -58,6 +59,7 @@ class MaskSources:
 
     def digest(self, mask):
         "A hash of an outline; of a file of its own, name and size."
+        if isinstance(mask, ChangedMask): return f'{mask.how} {mask.height} {mask.width} {self.of(mask.source)}'
         if hasattr(mask, 'parts'): return ' '.join(map(self.of, mask.parts))              # the union of several
         if not isinstance(mask, CocoMask):
             return f'{Path(mask.path).name} {_size(mask.path)}' if hasattr(mask, 'path') else f'{mask}'
@@ -109,7 +111,8 @@ def run_name(c:Config) -> str:
     pyramid = c.pyramid.replace('C', '').replace(',', '') or '0'
     dataset = c.dataset.replace('+', 'plus')
     norm = {'': '', 'update': 'norm'}.get(c.normalise, f"norm-{c.normalise.replace(',', '-')}")
-    options = [norm, 'peepholes' * c.peepholes, f'forget{c.forget_bias:g}' * bool(c.forget_bias)]
+    noise = c.label_noise.replace(':', '').replace(',', '-')
+    options = [norm, 'peepholes' * c.peepholes, f'forget{c.forget_bias:g}' * bool(c.forget_bias), noise]
     update = '-'.join(filter(None, [f"{c.update.replace(':', '.')}{pyramid}", c.activation, *options]))
     return f"{dataset}-{'blind-' if c.blind else ''}{update}-s{c.seed}-{digest}"
 
