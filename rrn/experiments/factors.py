@@ -70,9 +70,9 @@ def factor_line(matrix:Matrix, system, dataset, split) -> dict:
     if not found: return {}
     norm = 'gates and cell' if c.update == 'released_lstm' else NORMALISATIONS[c.normalise]
     interval = found.interval()
-    own = dict(system=system, structure=STRUCTURE_NAMES[c.update], normalisation=norm, data=f'{kind_of(dataset)} {split}')
+    own = dict(system=system, structure=STRUCTURE_NAMES[c.update], normalisation=norm)
     score = dict(overall_iou=interval.value, low=interval.low, high=interval.high)
-    return own | dict(steps=c.iterations, seeds=len(found.runs)) | score
+    return own | dict(data=f'{kind_of(dataset)} {split}', steps=c.iterations, seeds=len(found.runs)) | score
 
 def factors_table(matrix:Matrix) -> pd.DataFrame:
     "Overall IoU in percent of every combination on every split that it was scored on; columns `SCORE_COLUMNS`."
