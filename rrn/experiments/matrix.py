@@ -280,6 +280,7 @@ MATRICES = {m.name: m for m in (
     Matrix('rates', 'embedded scenes of another seed, which no other run sees', 'small', ('shapes-unc',),
            prefix='rates-', data_root='data/scenes-seed7', scenes=dict(seed=7), rows=(), repeated=(),
            overrides=dict(iterations=1200), asked=tuple(product(SEARCHED, ['shapes-unc'], (0,)))),
+    *map(depth_matrix, DEPTHS),
     Matrix('noise', DRAWN_NOTE, 'small', ('shapes-unc',), prefix='noise-', seeds=(0, 1, 2), rows=(), repeated=(),
            overrides=dict(iterations=1200),
            asked=tuple((s, 'shapes-unc', seed) for seed in range(3) for s in (*NOISE_SYSTEMS, *NOISY))),
