@@ -134,7 +134,7 @@ def matrix_records(matrix:Matrix, table:str) -> list:
     datasets = [matrix.main_dataset] if table == 'table1' else matrix.datasets
     variants = settings_seen(matrix) if table == 'claims' else [{}]
     found = [run for changes in variants for system, dataset in product(matrix.systems, datasets)
-             for run in system_records(with_settings(matrix, changes), system, dataset)]
+             for run in system_records(with_settings(matrix, changes), system, dataset).values()]
     found += [external_record(matrix, name) for name in matrix.external]
     return [run for name, run in sorted({run.name: run for run in found}.items()) if (run.folder/'rows').is_dir()]
 
