@@ -21,8 +21,10 @@ COMMANDS = dict(
     leaks='rrn.experiments.leaks:main',
     benchmark='rrn.experiments.benchmark:main',
     publish='rrn.experiments.report:main',
+    package='rrn.experiments.package:main',
     beside='rrn.experiments.beside:main',
     matrix='rrn.experiments.matrix:main',
+    crate='rrn.experiments.crate:main',
     gpu_checks='rrn.experiments.gpu_checks:main')       # command -> module:function
 
 def summary_of(place:str) -> str:

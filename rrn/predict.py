@@ -67,8 +67,11 @@ class Prediction:
 # %% ../nbs/1_paper/13_predict.ipynb #d786e188
 class Predictor:
     "A trained model and, once `set_image` was called, a picture to ask about."
-    def __init__(self, model, vocabulary, threshold:float=.5):
+    def __init__(self, model, vocabulary, threshold:float=.5,
+                 run=None     # the record of the training, `rrn.experiments.record.Run`, where there is one
+                ):
         self.model, self.vocabulary, self.threshold, self.maps = model.eval(), vocabulary, threshold, None
+        self.run = run
         self.warned = set()      # words never seen that a warning has named
 
     @classmethod
@@ -81,8 +84,33 @@ class Predictor:
         from rrn.experiments.jobs import open_run
         from rrn.experiments.record import find_run
         folder = path if len(Path(path).parts) > 1 else find_run(str(path))
-        model, vocabulary, _ = open_run(folder, device)
-        return cls(model, vocabulary, threshold)
+        model, vocabulary, run = open_run(folder, device)
+        return cls(model, vocabulary, threshold, run)
+
+    @classmethod
+    def from_pretrained(cls,
+                        name='shapes-unc',   # of a model that comes with the library; a folder; or a hub's owner/name
+                        device='auto',
+                        threshold=.5         # foreground from this probability on
+                       ):
+        "A model that was handed on. Only for a hub's id a network is needed. `RRNError` if there is none of that name."
+        from rrn.experiments.package import find_box
+        return cls.from_run(find_box(name), device, threshold)
+
+    def save(self, folder, name='') -> Path:
+        "Write the model with its card, scores and record to a new folder, for `from_pretrained`."
+        from rrn.experiments.package import pack
+        return pack(self._record(), folder, name)
+
+    def push(self, repo:str, private=False) -> str:
+        "Write the same to a hub as `repo` (owner/name); its address. `RRNError` where the hub refuses."
+        from rrn.experiments.package import push
+        return push(self._record(), repo, private)
+
+    def _record(self):
+        if self.run: return self.run
+        raise RRNError("this model was not opened from a run, so nothing is known of its training. Train it by "
+                       "`rrn train`, and open it with Predictor.from_run.")
 
     @torch.inference_mode()
     def set_image(self, image):

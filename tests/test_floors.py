@@ -9,7 +9,8 @@ REPO = Path(__file__).resolve().parent.parent
 ORDER = ['4_common', '1_paper', '2_data', '3_experiments', '5_doors']     # each stands on those before it
 DOORS = {   # a module that imports from a floor above, inside a function: the function is how users come in
     'rrn.train': {'rrn.experiments.jobs'},              # python -m rrn.train
-    'rrn.predict': {'rrn.experiments.jobs', 'rrn.experiments.record'},   # Predictor.from_run
+    'rrn.predict': {'rrn.experiments.jobs', 'rrn.experiments.record',      # Predictor.from_run
+                    'rrn.experiments.package'},                            # Predictor.from_pretrained, save, push
 }
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from ..common.core import whole_file
 from ..common.viz import Picture
 from ..train import read_log
-from .claims import Claim, claim, claims_table, our_text, SAME_WITHIN
+from .claims import Claim, claim, claims_table, our_text, SMALLEST_DIFFERENCE
 from .matrix import (at_rate, DECISIVE, FACTORS, given_matrix, kind_of, Matrix, RATES, record_state,
                                     record_that_counts, SEARCHED, splits_of)
 from .figures import save_figure
@@ -140,7 +140,7 @@ def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
     lines = table[(table.data == data) & table.ours.notna()].iloc[::-1]
     fig = Picture(7.2, .26 * len(lines) + .9)
     ax = fig.subplots()
-    ax.axvspan(-SAME_WITHIN, SAME_WITHIN, color='0.9', lw=0)
+    ax.axvspan(-SMALLEST_DIFFERENCE, SMALLEST_DIFFERENCE, color='0.9', lw=0)
     ax.axvline(0, color='k', lw=.6)
     for y, line in enumerate(lines.itertuples()):
         ax.plot([line.low, line.high], [y, y], color='C0', lw=1.5)
