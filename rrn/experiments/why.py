@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['RIDGE', 'PROBE_THRESHOLDS', 'WHENS', 'WHY_COLUMNS', 'GUESS_RULES', 'GUESSES', 'BARE', 'NORMED', 'COLOURS_OF',
-           'PANELS', 'SHOWN_NUMBERS', 'WHY_FILES', 'lstm_gates', 'released_gates', 'gates_of', 'Trace', 'trace',
-           'norm_of_each', 'gradient_shares', 'loss_of', 'saturated', 'rms', 'state_values', 'Probe', 'cover',
-           'as_rows', 'probe_loss', 'newton_step', 'least_loss', 'fit_probe', 'overall_iou', 'with_best_threshold',
-           'drawn_groups', 'batches_drawn', 'states_of', 'fit_probes', 'readings', 'inner_values', 'inner_summary',
-           'Sentences', 'sentences_drawn', 'looked_at', 'untrained', 'factor_of', 'run_lines', 'Guess', 'quantity',
-           'decided', 'draw_panel', 'draw_why', 'probe_row', 'draw_probes', 'seed_mean', 'system_line', 'why_table',
-           'why_page', 'write_why', 'remake_why', 'add_probe_picture', 'explain', 'main']
+           'PANELS', 'SHOWN_NUMBERS', 'WHY_FILES', 'candidate', 'gates_of', 'Trace', 'trace', 'norm_of_each',
+           'gradient_shares', 'loss_of', 'saturated', 'rms', 'state_values', 'Probe', 'cover', 'as_rows', 'probe_loss',
+           'newton_step', 'least_loss', 'fit_probe', 'overall_iou', 'with_best_threshold', 'drawn_groups',
+           'batches_drawn', 'states_of', 'fit_probes', 'readings', 'inner_values', 'inner_summary', 'Sentences',
+           'sentences_drawn', 'looked_at', 'untrained', 'factor_of', 'run_lines', 'Guess', 'quantity', 'decided',
+           'draw_panel', 'draw_why', 'probe_row', 'draw_probes', 'seed_mean', 'system_line', 'why_table', 'why_page',
+           'write_why', 'remake_why', 'add_probe_picture', 'explain', 'main']
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w1900002
 import gc, json, sys
@@ -39,27 +39,16 @@ from ..model import Head, one_map, RRN
 from ..refine import ConvLSTM, conv_same, ReleasedConvLSTM
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w1900006
-def lstm_gates(update, y, c) -> dict:
-    "Gates i, f, o and candidate g (S, D, h, w) of equation (2) from y (S, 4D, h, w); no f from a cell of zeros (None)."
-    i, f, g, o = y.chunk(4, 1)
-    gates = dict(i=update.gate('i', i, c), g=update.a(update.norm('g', g)))
-    if c is not None: gates['f'] = update.gate('f', f, c)
-    new = gates['i'] * gates['g'] + (gates['f'] * c if c is not None else 0)
-    return gates | dict(o=update.gate('o', o, new))
+def candidate(update, z, h):
+    "The candidate g (S, D, h, w) of an LSTM's step: what its input gate lets into the cell."
+    released = isinstance(update, ReleasedConvLSTM)
+    y = z + conv_same(h, update.weight_h if released else update.U.weight)                   # (S, 4D, h, w)
+    return update.a(update.norm(0, y.chunk(4, 1)[0]) if released else update.norm('g', y.chunk(4, 1)[2]))
 
-def released_gates(update, y, c) -> dict:
-    "The same of the released program's cell. At first its peepholes see zeros."
-    j, i, f, o = y.chunk(4, 1)
-    seen = torch.zeros_like(j) if c is None else c
-    i, f = update.norm(1, update.see(0, i, seen)).sigmoid(), update.norm(2, update.see(1, f, seen))
-    g, f = update.a(update.norm(0, j)), (f + update.forget_bias).sigmoid()
-    gates = dict(i=i, g=g, o=update.norm(3, update.see(2, o, f * seen + i * g)).sigmoid())
-    return gates if c is None else gates | dict(f=f)
-
-def gates_of(update, z, h, c) -> dict:
-    "Gates of a step by their letters; {} of an update function without."
-    if isinstance(update, ConvLSTM): return lstm_gates(update, z + conv_same(h, update.U.weight), c)
-    return released_gates(update, z + conv_same(h, update.weight_h), c) if isinstance(update, ReleasedConvLSTM) else {}
+def gates_of(update, z, h, c=None) -> dict:
+    "A step's gates by their letters, and g beside an LSTM's; no f from a cell of zeros (None). {}: it has no gates."
+    gates = {letter: gate for letter, gate in update.gates(z, h, c).items() if letter != 'f' or c is not None}
+    return gates | (dict(g=candidate(update, z, h)) if isinstance(update, (ConvLSTM, ReleasedConvLSTM)) else {})
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w1900007
 @dataclass
@@ -188,10 +177,12 @@ def overall_iou(predicted, masks) -> float:
 def with_best_threshold(probe:Probe, h, masks, c) -> Probe:     # (S, D, h, w), (S, H, W) bool
     "The probe with the threshold that has the highest overall IoU on these sentences."
     p = upsample_probability(probe(h), masks.shape[-2:], c.upsample, c.mapping)[:, 0]            # (S, H, W)
-    def score(threshold):
-        found = p >= threshold
-        return int((found & masks).sum()) / max(int((found | masks).sum()), 1)
-    return replace(probe, threshold=max(PROBE_THRESHOLDS, key=score))
+    steps = len(PROBE_THRESHOLDS) + 1
+    step = (p * steps).long().clamp(max=steps - 1).flatten() * 2 + masks.flatten()               # and whether in the mask
+    pixels = torch.bincount(step, minlength=2 * steps).view(steps, 2).flip(0).cumsum(0).flip(0)   # from each step on
+    outside, inside = pixels.double().T
+    scores = inside / (outside + inside[0]).clamp(min=1)
+    return replace(probe, threshold=PROBE_THRESHOLDS[int(scores[1:].argmax())])
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w190001a
 def drawn_groups(samples, sentences:int, seed=0) -> list:
@@ -262,10 +253,10 @@ def looked_at(model:RRN, given:Sentences) -> dict:
 WHENS = ('before', 'after')
 WHY_COLUMNS = ['run', 'system', 'seed', 'when', 'measure', 'part', 'step', 'value']
 
-def untrained(model:RRN, vocabulary) -> RRN:
-    "The network as it was before its training."
-    seed_everything(model.config.seed)
-    return RRN(model.config, len(vocabulary)).eval()
+def untrained(c, vocabulary) -> RRN:
+    "The network of a configuration as it is before its training."
+    seed_everything(c.seed)
+    return RRN(c, len(vocabulary)).eval()
 
 def factor_of(c) -> str:
     "The combination of structure and normalisation that a configuration is, a key of `FACTORS`."
@@ -273,13 +264,15 @@ def factor_of(c) -> str:
         if (system.values['update'], system.values.get('normalise', '')) == (c.update, c.normalise): return name
     raise RRNError(f"update={c.update!r} with normalise={c.normalise!r} is none of {', '.join(FACTORS)}.")
 
-def run_lines(folder, dataset, reading:int, asked:int) -> list:
-    "Lines (`WHY_COLUMNS`) of a run, before and after its training."
+def run_lines(folder, dataset, reading:int, asked:int, more_seeds=()) -> list:
+    "Lines (`WHY_COLUMNS`) of a run before and after its training; of `more_seeds`, which were not trained, before."
     model, vocabulary, run = open_run(folder, 'cpu')
-    own, given = factor_of(model.config), sentences_drawn(make_reader(model.config, vocabulary), dataset, reading, asked)
-    networks = dict(zip(WHENS, (untrained(model, vocabulary), model)))
-    return [dict(zip(WHY_COLUMNS, (run.name, own, model.config.seed, when, *key, value)))
-            for when, network in networks.items() for key, value in looked_at(network, given).items()]
+    own, given = model.config, sentences_drawn(make_reader(model.config, vocabulary), dataset, reading, asked)
+    fresh = lambda seed: untrained(replace(own, seed=seed), vocabulary)
+    networks = {('before', seed): fresh(seed) for seed in dict.fromkeys((own.seed, *more_seeds))}
+    return [dict(zip(WHY_COLUMNS, (run.name, factor_of(own), seed, when, *key, value)))
+            for (when, seed), network in (networks | {('after', own.seed): model}).items()
+            for key, value in looked_at(network, given).items()]
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w1900025
 GUESS_RULES = {'below half': lambda a, b: a < b / 2, 'above twice': lambda a, b: a > 2 * b,
@@ -431,6 +424,7 @@ def explain(runs:tuple[str, ...],       # names or folders of trained runs
             folder:str='',              # of runs; '': runs/
             out:str='reports/why',      # folder for why.csv, why.json, why.md and the pictures
             reading:int=600,            # sentences of the training split for the linear readers, at least
+            more_seeds:tuple[int, ...]=(),   # further seeds, whose networks are looked at before training
             asked:int=400               # sentences of the validation split for all that is reported, at least
            ) -> pd.DataFrame:           # columns `WHY_COLUMNS`
     "Look inside trained runs: gradients, gates, sizes, and the mask in each state."
@@ -442,7 +436,7 @@ def explain(runs:tuple[str, ...],       # names or folders of trained runs
     dataset, lines = open_named(configs[0].dataset, data_root), []
     for place in places:
         print(f'looking into {place.name}', file=sys.stderr)
-        lines += run_lines(place, dataset, reading, asked)
+        lines += run_lines(place, dataset, reading, asked, more_seeds)
         gc.collect()
     count = lambda split, n: sum(len(g.samples) for g in drawn_groups(dataset.samples(split), n))
     counts = dict(reading=count('train', reading), asked=count('val', asked))
