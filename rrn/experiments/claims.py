@@ -6,14 +6,16 @@
 __all__ = ['EXPECTATIONS', 'SMALLEST_DIFFERENCE', 'PRECISIONS', 'CLAIMS', 'TEST_A_OF_SCENES', 'PLACES_MADE', 'SIZES_DRAWN',
            'TABLE2_NAMES', 'LEVEL', 'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS', 'NO_VERDICTS', 'STANDS_ON',
            'CLAIM_COLUMNS', 'PAGE_COLUMNS', 'PYRAMID_HELPS', 'CLAIMS_OF_README', 'VERDICTS_OF_README', 'Claim', 'claim',
-           'claim_terms', 'claim_splits', 'paper_score', 'paper_difference', 'our_difference', 'split_seed', 'holm',
-           'verdict', 'control_gaps', 'beats_control', 'training_doubt', 'stands_on', 'not_testable', 'claims_table',
-           'claim_line', 'our_part', 'first_doubt', 'judged', 'line_verdict', 'undecided_why', 'paper_text', 'our_text',
-           'p_text', 'verdict_text', 'page_row', 'claims_page', 'first_line', 'counted_verdicts', 'claims_summary',
-           'with_settings', 'settings_seen', 'settings_title', 'settings_scores', 'settings_table', 'settings_page',
-           'write_claims', 'finding', 'findings']
+           'claim_terms', 'claim_splits', 'paper_score', 'paper_difference', 'our_terms', 'our_difference',
+           'split_seed', 'holm', 'verdict', 'control_gaps', 'beats_control', 'training_doubt', 'stands_on',
+           'not_testable', 'claims_table', 'claim_line', 'our_part', 'first_doubt', 'judged', 'line_verdict',
+           'undecided_why', 'paper_text', 'our_text', 'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked',
+           'page_row', 'claims_page', 'first_line', 'counted_verdicts', 'claims_summary', 'with_settings',
+           'settings_seen', 'settings_title', 'settings_scores', 'settings_table', 'settings_page', 'write_claims',
+           'finding', 'findings']
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #75ce8364
+import os
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import product
@@ -165,16 +167,19 @@ def paper_difference(claim:Claim, kind, split):
     return None if any(v is None for _, v in found) else sum(sign * v for sign, v in found)
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #24d42cca
-def our_difference(claim:Claim, matrix:Matrix, kind, split, draws=1000, read=None):
-    "The signed sum of our scores as a `Difference`, or None where a run is missing. `read`: `results` of the matrix."
-    read = read or partial(results, matrix)
-    names = {kind_of(d): d for d in matrix.datasets}
+def our_terms(claim:Claim, matrix:Matrix, kind, split, read=None):
+    "Our scores of a claim as a list of `Term`, or None where a run is missing. `read`: `results` of the matrix."
+    names, read = {kind_of(d): d for d in matrix.datasets}, read or partial(results, matrix)
     wanted = claim_terms(claim, kind, split)
     if any(k not in names for _, _, k, _, _ in wanted): return None
-    found = [(sign, read(system, names[k], s, crf), metric, split_seed(k, s))
+    found = [Term(sign, read(system, names[k], s, crf), metric, split_seed(k, s))
              for sign, (system, crf), k, s, metric in wanted]
-    if any(r is None for _, r, _, _ in found): return None
-    return signed_sum([Term(*term) for term in found], draws)
+    return None if any(term.results is None for term in found) else found
+
+def our_difference(claim:Claim, matrix:Matrix, kind, split, draws=1000, read=None):
+    "The signed sum of our scores as a `Difference`, or None where a run is missing."
+    terms = our_terms(claim, matrix, kind, split, read)
+    return terms and signed_sum(terms, draws)
 
 def split_seed(kind, split) -> int:
     "The seed of the draws on a split: the same for all systems, another for another split."
@@ -329,17 +334,26 @@ def verdict_text(line) -> str:
 
 PAGE_COLUMNS = ['section', 'claim', 'data', 'paper', 'ours', 'p differs', 'p same', 'seeds', 'stands on', 'verdict']
 
-def page_row(r) -> list:
-    "A line of `claims_table` as the page shows it."
+def claim_pages_from_tables(matrix:Matrix) -> str:
+    "The folder of the pages of claims (see the notebook on them), as a link from the tables."
+    return os.path.relpath(report_place(matrix, 'claims'), report_place(matrix, 'tables'))
+
+def linked(r, pages) -> str:
+    "A claim as a link to its page, if it has one."
+    return r.claim if pd.isna(r.ours) else f'[{r.claim}]({pages}/{r.key}.md)'
+
+def page_row(r, pages) -> list:
+    "A line of `claims_table` as the page shows it; `pages` is where the claims' own pages are."
     seeds = '' if pd.isna(r.seeds) else int(r.seeds)
     on = '' if pd.isna(r.verdict) else r.stands_on
     ours = our_text(r), p_text(r.p), p_text(r.p_same)
-    return [r.section, r.claim, r.data, paper_text(r), *ours, seeds, on, verdict_text(r)]
+    return [r.section, linked(r, pages), r.data, paper_text(r), *ours, seeds, on, verdict_text(r)]
 
 def claims_page(matrix:Matrix, table:pd.DataFrame) -> str:
     "`claims.md`: every line of `claims_table`: the paper's difference, ours, and a verdict."
     untested = table.verdict == 'not tested here'
-    rows = [page_row(r) for r in table[~untested].itertuples()]
+    pages = claim_pages_from_tables(matrix)
+    rows = [page_row(r, pages) for r in table[~untested].itertuples()]
     return render('claims.md', compared=table.ours.notna().sum(), verdicts=[*CLAIM_VERDICTS, *NO_VERDICTS[:3]],
                   counts=table.verdict.value_counts(), margin=SMALLEST_DIFFERENCE, least=LEAST_SEEDS, level=LEVEL,
                   tests=2 * (table.seeds >= LEAST_SEEDS).sum(), untested=table[untested].to_dict('records'),

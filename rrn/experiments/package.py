@@ -36,9 +36,10 @@ def label_of(run:Run) -> dict:
     return read_json(there, 'label of a model') if there.is_file() else dict(name=run.name, run=run.name)
 
 def scene_sentences(folder) -> list:
-    "What can be asked about the scene of a box; [] where there is none."
+    "A sentence about each object that can be asked for in the scene of a box; [] where there is none."
     there = Path(folder)/'scene.json'
-    return [told['sentence'] for told in read_json(there, 'scene')['asked']] if there.is_file() else []
+    told = read_json(there, 'scene')['asked'] if there.is_file() else []
+    return [*{t['ref_id']: t['sentence'] for t in reversed(told)}.values()][::-1]
 
 def boxes() -> dict:
     "Name -> folder of the models that come with the library."
@@ -159,7 +160,7 @@ def write_scene(run:Run, samples, key:str, folder):
                        "Give their folder: --data_root.")
     rows, asked = read_rows(run, key).set_index('sent_id'), first_scene(samples)
     counts = lambda s: {k: int(rows.loc[s.sent_id, k]) for k in ('intersection', 'union')}
-    told = [dict(sent_id=s.sent_id, sentence=s.sentence, truth=runs_text(s.mask.rle())) | counts(s) for s in asked]
+    told = [dict(sent_id=s.sent_id, ref_id=s.ref_id, sentence=s.sentence, truth=runs_text(s.mask.rle())) | counts(s) for s in asked]
     shutil.copy(asked[0].image, folder/'scene.jpg')
     write_json(folder/'scene.json', dict(data=key, image_id=asked[0].image_id, asked=told))
 
