@@ -6,8 +6,8 @@
 __all__ = ['MOST_SHOWN', 'Question', 'questions_in', 'question_in', 'places_for', 'scene_of', 'write_picture', 'answer',
            'write_sheet', 'answer_text', 'main']
 
-# %% ../nbs/5_doors/ask.ipynb #e90aeeaa
-import warnings
+# %% ../nbs/5_doors/ask.ipynb #320099ef
+import math, warnings
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
@@ -81,8 +81,9 @@ def answer(predictor:Predictor, questions, places, overlay:bool) -> list:
 
 MOST_SHOWN = 24     # answers in one picture
 
-def write_sheet(path, drawn, columns=4):
-    "One picture of several titled ones."
+def write_sheet(path, drawn, most=4):
+    "One picture of several titled ones, at most so many in a row."
+    columns = math.ceil(len(drawn) / math.ceil(len(drawn) / most))
     rows = [drawn[i:i + columns] for i in range(0, len(drawn), columns)]
     with whole_file(path, 'wb') as f: grid(rows, 2.6).savefig(f, format='png', dpi=120, metadata=dict(Software=None))
 

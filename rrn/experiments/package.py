@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECORD_FILES', 'SCENE_FILES', 'DEFAULT_BOX', 'BOXED', 'SHIPPED_NOTE', 'UNDECIDED', 'label_of', 'scene_sentences',
            'boxes', 'plain_scores', 'card_scores', 'score_entries', 'card_data', 'model_card', 'pack', 'write_card',
-           'find_box', 'from_hub', 'push', 'hub_errors', 'open_predictor', 'first_scene', 'write_scene', 'runs_text',
+           'find_box', 'from_hub', 'push', 'hub_errors', 'open_predictor', 'typical_scene', 'write_scene', 'runs_text',
            'main', 'add_scene', 'box_size', 'differs']
 
 # %% ../../nbs/3_experiments/18_package.ipynb #7ab0fab7
@@ -160,13 +160,18 @@ def open_predictor(run:str, device='auto', threshold=.5, scene=False) -> Predict
     return (Predictor.from_run(find_run(run), device, threshold) if is_run
             else Predictor.from_pretrained(run, device, threshold))
 
-# %% ../../nbs/3_experiments/18_package.ipynb #e0b4cb00
-def first_scene(samples, least=4) -> list:
-    "The samples about the first picture of which so many objects are asked for."
+# %% ../../nbs/3_experiments/18_package.ipynb #f0e68e34
+def typical_scene(samples,
+                  rows,       # `read_rows` of the samples
+                  least=4     # objects that are asked for
+                 ) -> list:
+    "The samples about the picture, of those with so many objects, on which a model does as well as on all together."
     objects = {}
-    for s in samples: objects.setdefault(s.image_id, {}).setdefault(s.ref_id, []).append(s)
-    found = next(refs for refs in objects.values() if len(refs) >= least)
-    return [s for some in found.values() for s in some]
+    for s in samples: objects.setdefault(s.image_id, set()).add(s.ref_id)
+    counts = rows.groupby('image_id')[['intersection', 'union']].sum()
+    off = (counts.intersection / counts.union - counts.intersection.sum() / counts.union.sum()).abs()
+    typical = off[[i for i, refs in objects.items() if len(refs) >= least]].idxmin()
+    return [s for s in samples if s.image_id == typical]
 
 def write_scene(run:Run, samples, key:str, folder):
     "Put the scene into a box: its picture, sentences with true masks, and the counts of the record's `key`."
@@ -174,8 +179,9 @@ def write_scene(run:Run, samples, key:str, folder):
     if known != data_fingerprint(samples):
         raise RRNError(f"run {run.name} was evaluated on other data than these ({key}). "
                        "Give their folder: --data_root.")
-    rows, asked = read_rows(run, key).set_index('sent_id'), first_scene(samples)
-    counts = lambda s: {k: int(rows.loc[s.sent_id, k]) for k in ('intersection', 'union')}
+    rows = read_rows(run, key)
+    asked, by_sentence = typical_scene(samples, rows), rows.set_index('sent_id')
+    counts = lambda s: {k: int(by_sentence.loc[s.sent_id, k]) for k in ('intersection', 'union')}
     told = [dict(sent_id=s.sent_id, ref_id=s.ref_id, sentence=s.sentence, truth=runs_text(s.mask.rle())) | counts(s)
             for s in asked]
     shutil.copy(asked[0].image, folder/'scene.jpg')
