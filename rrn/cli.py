@@ -25,6 +25,7 @@ COMMANDS = dict(
     export='rrn.experiments.export:main',
     beside='rrn.experiments.beside:main',
     matrix='rrn.experiments.matrix:main',
+    crate='rrn.experiments.crate:main',
     gpu_checks='rrn.experiments.gpu_checks:main')       # command -> module:function
 
 def summary_of(place:str) -> str:

@@ -244,7 +244,7 @@ def estimate(terms:list,   # [(sign, (R,) scores of runs, (R, draws) the same fo
     "A signed sum of scores, for other runs and other images. Runs are paired where all terms have as many."
     value = sum(sign*np.mean(scores) for sign, scores, _ in terms)
     drawn = sum(sign*np.asarray(d).mean(0) for sign, _, d in terms)
-    parts = [(drawn.var(ddof=1), max(1, images - 1)), *_run_parts([(sign, np.asarray(s)) for sign, s, _ in terms])]
+    parts = [(drawn.var(), max(1, images - 1)), *_run_parts([(sign, np.asarray(s)) for sign, s, _ in terms])]
     total, spread = sum(v for v, _ in parts), sum(v**2/df for v, df in parts)
     return Estimate(float(value), math.sqrt(total), float(total**2/spread) if spread else float(parts[0][1]))
 

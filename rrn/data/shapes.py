@@ -346,7 +346,7 @@ def true_phrases(thing, things, kind) -> dict:
     return {selector: phrases for selector, phrases in found.items() if phrases}
 
 # %% ../../nbs/2_data/04_shapes.ipynb #92f44dea
-ORDINALS = {2: 'second', 3: 'third'}
+ORDINALS = {1: 'first', 2: 'second', 3: 'third', 4: 'fourth'}     # no scene is described by first and fourth
 
 def noun(phrase) -> str:
     "Attributes and class: 'red striped star'."

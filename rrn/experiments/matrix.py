@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2',
-           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'SYSTEMS', 'SYSTEMS_OF_TABLE2', 'DEPTHS',
-           'COCO_MINI', 'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES',
-           'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System', 'refinement_system',
-           'kind_of', 'factor', 'at_rate', 'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row', 'depth_matrix',
-           'given_matrix', 'given_rows', 'result_keys', 'steps_of', 'from_root', 'weights_file', 'count_files',
-           'is_made', 'has_counts', 'published_record', 'record_that_counts', 'record_state', 'is_published',
-           'reports_folder', 'report_place', 'papermill_command', 'step_parameters', 'step_command', 'gpu_places',
-           'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings', 'draw_scenes',
-           'run_step', 'make_report', 'publish_all', 'main']
+           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'NOISE_RATES', 'NOISE_SYSTEMS', 'NOISY',
+           'ALL_SYSTEMS', 'SYSTEMS_OF_TABLE2', 'DEPTHS', 'COCO_MINI', 'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES',
+           'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS',
+           'WORKFLOW', 'System', 'refinement_system', 'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix',
+           'splits_of', 'check_matrix', 'check_row', 'depth_matrix', 'given_matrix', 'given_rows', 'result_keys',
+           'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
+           'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
+           'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone',
+           'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
@@ -28,7 +28,7 @@ from ..data.datasets import READERS
 from ..data.shapes import ensure
 from .record import published_folder, published_run, rows_file, Run, run_name, runs_folder
 from .report import publish
-from ..model import Config, preset, PRESETS
+from ..model import Config, NOISES, preset, PRESETS
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #bd56b8a9
 @dataclass(frozen=True)
@@ -105,7 +105,17 @@ def at_rate(name, lr) -> tuple:
     return f'{name}-lr{lr:g}', System(f'{FACTORS[name].name}, {lr:g}', FACTORS[name].values | dict(lr=lr))
 
 SEARCHED = dict(at_rate(name, lr) for lr, name in product(RATES, FACTORS) if lr > RATES[-1] or name in DECISIVE)
-SYSTEMS = SYSTEMS_OF_TABLES | FACTORS | SEARCHED
+
+NOISE_RATES = (.05, .1, .24)      # of RefCOCO and its family, 5 to 24 % of the labels are said to be wrong
+NOISE_SYSTEMS = DECISIVE[:3]      # what is trained on wrong labels
+
+def at_noise(name, kind, rate) -> tuple:
+    "(name, `System`) of a factor's combination that is trained on targets of which a share is wrong."
+    said = f'{FACTORS[name].name}, {kind} {100*rate:g} %'
+    return f'{name}-{kind}{rate:g}', System(said, FACTORS[name].values | dict(label_noise=f'{kind}:{rate:g}'))
+
+NOISY = dict(at_noise(name, kind, rate) for kind, rate, name in product(NOISES, NOISE_RATES[::-1], NOISE_SYSTEMS))
+ALL_SYSTEMS = SYSTEMS_OF_TABLES | FACTORS | SEARCHED | NOISY
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #072ca10f
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ class Matrix:
     @property
     def systems(self) -> dict:
         "All that it can train, by name."
-        return SYSTEMS | self.extra_rows
+        return ALL_SYSTEMS | self.extra_rows
 
     @property
     def table1(self) -> dict:
@@ -224,7 +234,7 @@ def check_matrix(m:Matrix):
 
 def check_row(m:Matrix, name):
     "`RRNError` for an extra row whose name is taken or cannot begin a run's name, or whose values cannot be."
-    if name in SYSTEMS: raise RRNError(f"extra_rows: there is a row {name} already. Choose another name.")
+    if name in ALL_SYSTEMS: raise RRNError(f"extra_rows: there is a row {name} already. Choose another name.")
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,40}', name):
         raise RRNError(f"extra_rows: {name!r} cannot name a row. Use letters, digits, '.', '_' and '-'.")
     try: m.configuration(name, m.main_dataset, 0)
@@ -271,6 +281,9 @@ MATRICES = {m.name: m for m in (
            prefix='rates-', data_root='data/scenes-seed7', scenes=dict(seed=7), rows=(), repeated=(),
            overrides=dict(iterations=1200), asked=tuple(product(SEARCHED, ['shapes-unc'], (0,)))),
     *map(depth_matrix, DEPTHS),
+    Matrix('noise', DRAWN_NOTE, 'small', ('shapes-unc',), prefix='noise-', seeds=(0, 1, 2), rows=(), repeated=(),
+           overrides=dict(iterations=1200),
+           asked=tuple((s, 'shapes-unc', seed) for seed in range(3) for s in (*NOISE_SYSTEMS, *NOISY))),
     Matrix('coco-mini', MINI_NOTE, 'mini', ('unc', 'unc+', 'gref-umd'), prefix='coco-mini-',
            data_root=COCO_MINI, rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
            overrides=ON_MOBILE | dict(iterations=400),
