@@ -89,7 +89,7 @@ def test_what_is_typed_is_text():
 
 
 def test_large_pictures_are_made_smaller():
-    assert for_the_screen(Image.new('RGB', (1000, 10))).shape == (5, 480, 3) and for_the_screen(RGB).shape == RGB.shape
+    assert for_the_screen(Image.new('RGB', (1000, 10))).shape == (3, 320, 3) and for_the_screen(RGB).shape == RGB.shape
     with pytest.raises(RRNError): for_the_screen('/nowhere.jpg')
 
 
@@ -155,7 +155,7 @@ def test_a_picture_of_ones_own(trained):
     e.choice.value = explorer.OWN_PICTURE
     assert 'upload one' in e.said.value
     e.upload.value = uploaded('a.png', png.getvalue())
-    assert e.image.shape == (480, 320, 3) and e.views[0].seen.answer.mask.shape == (480, 320)
+    assert e.image.shape == (320, 213, 3) and e.views[0].seen.answer.mask.shape == (320, 213)
     e.choice.value = 1
     for name, content in (('b.png', b'none'), ('c.png', png.getvalue()[:60])):
         e.upload.value = uploaded(name, content)

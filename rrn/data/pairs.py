@@ -8,20 +8,26 @@ __all__ = ['LEAST_AREA', 'AXIS', 'NUMBERS', 'STYLES', 'ORDERED', 'SYNONYMS', 'KN
            'number_skill', 'axis_skill', 'class_skill', 'words_differ', 'open_to', 'following_pairs', 'near_each_other',
            'distance', 'order_pairs', 'negation_pairs', 'said_otherwise', 'misspelt', 'moved', 'staying_pairs', 'View',
            'views_on', 'gap_between', 'words_of', 'fitting', 'meant_by', 'from_side', 'by_words', 'by_number',
-           'by_side', 'by_size', 'in_direction', 'beside', 'Shown', 'Exam', 'certain', 'pairs_of_scene', 'in_order',
-           'drawn_exam']
+           'by_side', 'by_size', 'in_direction', 'beside', 'Shown', 'Exam', 'certain', 'chosen_pairs', 'in_order',
+           'assembled', 'drawn_exam', 'scene_pairs', 'Kind', 'photographed_pairs', 'in_photograph', 'photographed_exam']
 
-# %% ../../nbs/2_data/12_pairs.ipynb #74e7c991
+# %% ../../nbs/2_data/12_pairs.ipynb #f6a28cb5
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
+from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 from ..common.core import derived_rng
+from ..common.pictures import read_image
+from .convert import class_words, objects_of, phrases_for, speakable, wordings
+from .datasets import open_dataset
+from .masks import CocoMask
 from .phrases import Phrase, SIDES
+from .refer import read_instances, REFER_SETS
 from .shapes import (anchors, CLASSES, COLOURS, draw_scene, long_wordings, ORDINALS, referents,
                              Scene, short_wordings, TEXTURES)
 from ..text import slips, split_words
@@ -102,9 +108,8 @@ def class_skill(a, b, counts) -> str:
     if a.selector == '' and alone == {True} and not (a.colour or a.texture): return 'class, no rivals'
     return 'class, with rivals' if a.colour and alone == {False} else ''
 
-# %% ../../nbs/2_data/12_pairs.ipynb #cdfde294
-STYLES = {'short': lambda phrase, things: short_wordings(phrase, things)[0],
-          'long': lambda phrase, things: long_wordings(phrase, things)[0]}
+# %% ../../nbs/2_data/12_pairs.ipynb #410c45d0
+STYLES = {'short': short_wordings, 'long': long_wordings}
 
 def words_differ(a:str, b:str) -> int:
     "In how many places two sentences of the same length have different words; 99 if their lengths differ."
@@ -117,13 +122,13 @@ def open_to(a, b, things) -> tuple:
     fits = lambda t: all(s in ('', own) for s, own in zip(shared, (t.cls, t.colour, t.texture)))
     return tuple(i for i, t in enumerate(things) if fits(t))
 
-def following_pairs(things, names) -> dict:
+def following_pairs(things, names, styles=STYLES) -> dict:
     "{(skill, style): [(sentences, targets, candidates), ...]} of pairs of names whose targets differ."
-    counts, found = {c: sum(t.cls == c for t in things) for c in CLASSES}, defaultdict(list)
+    counts, found = Counter(t.cls for t in things), defaultdict(list)
     for a, b in combinations(names, 2):
         skill = skill_of(a, b, counts) if names[a] != names[b] else ''
-        for style in STYLES if skill else ():
-            said = tuple(STYLES[style](p, things) for p in (a, b))
+        for style, wordings_of in styles.items() if skill else ():
+            said = tuple(wordings_of(p, things)[0] for p in (a, b))
             if words_differ(*said) == 1: found[skill, style].append((said, (names[a], names[b]), open_to(a, b, things)))
     return found
 
@@ -164,7 +169,7 @@ def negation_pairs(things, names) -> dict:
         found['negation', 'long'].append((said, (i, other), tuple(rivals)))
     return found
 
-# %% ../../nbs/2_data/12_pairs.ipynb #c9ff0adf
+# %% ../../nbs/2_data/12_pairs.ipynb #3ba937af
 SYNONYMS = {'small': ['smallest', 'little', 'tiny'], 'large': ['biggest', 'big', 'huge'], 'left': ['leftmost'],
             'right': ['rightmost'], 'next to': ['near', 'beside'], 'above': ['over'], 'below': ['under'],
             'disc': ['circle'], 'purple': ['violet']}
@@ -196,15 +201,15 @@ def staying_pairs(things, names) -> dict:
     found = defaultdict(list)
     for p, i in names.items():
         if p.texture: continue
-        said, candidates = STYLES['short'](p, things), open_to(p, p, things)
+        said, candidates = short_wordings(p, things)[0], open_to(p, p, things)
         ways = {'synonyms': said_otherwise(said), 'misspelling': misspelt(said), 'another order': moved(p, things)}
         for skill, others in ways.items():
             found[skill, 'short'] += [((said, other), (i, i), candidates) for other in others if len(candidates) > 1]
     return found
 
-# %% ../../nbs/2_data/12_pairs.ipynb #837fe78e
+# %% ../../nbs/2_data/12_pairs.ipynb #e4dbc5c9
 WORDS = {'circle': 'disc', 'violet': 'purple', 'leftmost': 'left', 'rightmost': 'right', 'smallest': 'small',
-         'little': 'small', 'tiny': 'small', 'biggest': 'large', 'big': 'large', 'huge': 'large'}
+         'little': 'small', 'tiny': 'small', 'biggest': 'large', 'big': 'large', 'huge': 'large', 'largest': 'large'}
 PLACES = {'left of': (-1, 0), 'right of': (1, 0), 'above': (0, -1), 'over': (0, -1), 'below': (0, 1), 'under': (0, 1)}
 BESIDES = ['next to', 'close to', 'near', 'beside']
 BETWEEN = re.compile(rf"\b({'|'.join([*PLACES, *BESIDES])})\b")
@@ -228,28 +233,29 @@ def gap_between(a, b) -> float:
     "The pixels from one mask (H, W) to the next pixel of another."
     return float(ndimage.distance_transform_edt(~a)[b].min())
 
-# %% ../../nbs/2_data/12_pairs.ipynb #80df7667
+# %% ../../nbs/2_data/12_pairs.ipynb #d58a590d
 def words_of(text:str) -> list:
     "The words of a part of a sentence, synonyms by one name."
     return [WORDS.get(w, w) for w in split_words(text)]
 
 def fitting(words:list, things) -> list:
     "The things that class, colour and texture in some words allow; a colour behind `not` is forbidden."
-    named = lambda known: [w for w in words if w in known]
-    classes, colours, textures = map(named, (CLASSES, COLOURS, TEXTURES))
+    text = f" {' '.join(words)} "
+    classes = [c for c in dict.fromkeys(t.cls for t in things) if f' {c} ' in text]
+    colours, textures = ([w for w in words if w in known] for known in (COLOURS, TEXTURES))
     hue = lambda t: t.colour not in colours if 'not' in words else colours in ([], [t.colour])
     return [i for i, t in enumerate(things) if classes == [t.cls] and hue(t) and textures in ([], [t.texture])]
 
-def meant_by(sentence:str, scene:Scene):
+def meant_by(sentence:str, things, masks):
     "The number of the one thing that a sentence means in both views, None if that is not certain."
     head, *rest = BETWEEN.split(sentence)
-    words, things, views = words_of(head), scene.things, views_on(scene.masks)
+    words, views = words_of(head), views_on(masks)
     found = fitting(words, things)
     if rest:
         anchor = fitting(words_of(rest[1]), things)
         if len(anchor) != 1: return None
         found = [i for i in found if i not in anchor]
-        choose = partial(beside, scene.masks) if rest[0] in BESIDES else in_direction
+        choose = partial(beside, masks) if rest[0] in BESIDES else in_direction
         answers = {choose(rest[0], found, anchor[0], view) for view in views}
     else: answers = {by_words(words, found, view) for view in views}
     return answers.pop() if len(answers) == 1 else None
@@ -306,7 +312,7 @@ def beside(masks, said, found, anchor, view):
                                         for i in found if i != nearest)
     return nearest if clear and (sideways or said != 'beside') else None
 
-# %% ../../nbs/2_data/12_pairs.ipynb #4b94c97f
+# %% ../../nbs/2_data/12_pairs.ipynb #b1ef0cf5
 EXAM_SEED = 16       # of the scenes; nothing is trained on them
 
 class Shown(NamedTuple):
@@ -327,20 +333,19 @@ class Exam:
 
 MAKERS = [following_pairs, order_pairs, negation_pairs, staying_pairs]
 
-def certain(skill, pair, scene) -> bool:
+def certain(skill, pair, things, masks) -> bool:
     "Whether the second program reads both sentences as the first one meant them."
     said, targets, _ = pair
     read = said[:1] if skill == 'misspelling' else said
-    return all(meant_by(s, scene) == t for s, t in zip(read, targets))
+    return all(meant_by(s, things, masks) == t for s, t in zip(read, targets))
 
-def pairs_of_scene(scene:Scene, rng) -> dict:
-    "{(skill, style): a pair that is certain}, chosen among all of them."
-    names, found = names_of(scene.things), {}
-    for make in MAKERS:
-        for key, pairs in make(scene.things, names).items():
-            tried = (pairs[i] for i in rng.permutation(len(pairs))[:6])
-            pair = next((p for p in tried if certain(key[0], p, scene)), None)
-            if pair: found[key] = in_order(*pair, rng.random() < .5 and key[0] not in ORDERLY)
+def chosen_pairs(made:list, things, masks, rng) -> dict:
+    "{(skill, style): a pair that is certain}, one of those in `made`, dicts as of `following_pairs`."
+    found = {}
+    for key, pairs in ((k, v) for some in made for k, v in some.items()):
+        tried = (pairs[i] for i in rng.permutation(len(pairs))[:6])
+        pair = next((p for p in tried if certain(key[0], p, things, masks)), None)
+        if pair: found[key] = in_order(*pair, rng.random() < .5 and key[0] not in ORDERLY)
     return found
 
 ORDERLY = ('negation', 'synonyms', 'misspelling', 'another order')      # whose first sentence is the usual one
@@ -349,17 +354,64 @@ def in_order(said, targets, candidates, turned) -> tuple:
     "A pair, or the same the other way round."
     return (said[::-1], targets[::-1], candidates) if turned else (said, targets, candidates)
 
+def assembled(name, offered, most:int) -> Exam:
+    "An exam of at most so many pairs of a skill and style; `offered`: (number of a picture, `Shown`, its pairs)."
+    left, chosen, pictures = defaultdict(lambda: most), [], {}
+    for index, picture, pairs in offered:
+        for key, pair in pairs.items():
+            if not left[key]: continue
+            left[key] -= 1
+            chosen.append(Pair(*key, index, *pair))
+            pictures[index] = picture
+    return Exam(name, chosen, pictures)
+
 def drawn_exam(pairs:int=80,        # of each skill and style
                scenes:int=600,      # drawn at most
                seed:int=EXAM_SEED
               ) -> Exam:
     "The exam on drawn scenes: the same for everybody, and the same every time."
-    wanted, chosen, pictures = defaultdict(lambda: pairs), [], {}
-    for index in range(scenes):
-        scene = draw_scene(seed, index)
-        for key, pair in pairs_of_scene(scene, derived_rng(seed, index, 1)).items():
-            if not wanted[key]: continue
-            wanted[key] -= 1
-            chosen.append(Pair(*key, index, *pair))
-            pictures[index] = Shown(scene.image, scene.masks)
-    return Exam('drawn scenes', chosen, pictures)
+    return assembled('drawn scenes', (scene_pairs(seed, index) for index in range(scenes)), pairs)
+
+def scene_pairs(seed, index) -> tuple:
+    "(its number, `Shown`, pairs) of a drawn scene."
+    scene = draw_scene(seed, index)
+    names, rng = names_of(scene.things), derived_rng(seed, index, 1)
+    found = chosen_pairs([make(scene.things, names) for make in MAKERS], scene.things, scene.masks, rng)
+    return index, Shown(scene.image, scene.masks), found
+
+# %% ../../nbs/2_data/12_pairs.ipynb #b684d6ff
+class Kind(NamedTuple):
+    "What is known of an annotated object in words."
+    cls: str
+    colour: str = ''
+    texture: str = ''
+
+def photographed_pairs(image:dict, annotations:list, names:dict, read) -> tuple:
+    "(its number, `Shown`, pairs) of a photograph; `read` gives its pixels."
+    objects, classes = objects_of(annotations, image, names), speakable(annotations, names)
+    known = {p: i for i, o in enumerate(objects) for p in phrases_for(o, objects, classes)}
+    things, styles = [Kind(o.name) for o in objects], dict(short=lambda phrase, _: in_photograph(phrase))
+    if len(known) < 2: return image['id'], None, {}
+    by_id = {a['id']: CocoMask(a['segmentation'], image['height'], image['width']) for a in annotations}
+    masks = tuple(by_id[o.id].decode() for o in objects)
+    made = following_pairs(things, known, styles)
+    return image['id'], Shown(read(), masks), chosen_pairs([made], things, masks, derived_rng(EXAM_SEED, image['id']))
+
+def in_photograph(phrase) -> list:
+    "The wordings of a phrase, that which people use most first."
+    first = dict(size=1).get(phrase.selector, 0)
+    return wordings(phrase)[first:]
+
+def photographed_exam(root,                 # folder that holds refcoco/ and images/
+                      pairs:int=80,         # of each skill
+                      dataset:str='unc'     # whose training pictures are left out
+                     ) -> Exam:
+    "The exam on the photographs of a data set in REFER's layout that are not in its training split."
+    opened = open_dataset(dataset, root)
+    files = {s.image_id: s.image for split in opened.splits if split != 'train' for s in opened.samples(split)}
+    instances = read_instances(Path(root)/REFER_SETS[dataset][0]/'instances.json')
+    names, of_image = {id: class_words(n) for id, n in instances.categories.items()}, defaultdict(list)
+    for a in instances.annotations.values(): of_image[a['image_id']].append(a)
+    offered = (photographed_pairs(instances.images[id], of_image[id], names, partial(read_image, files[id]))
+               for id in sorted(set(files) - {s.image_id for s in opened.samples('train')}))
+    return assembled(f'photographs of {dataset}', offered, pairs)
