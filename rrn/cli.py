@@ -26,6 +26,7 @@ COMMANDS = dict(
     beside='rrn.experiments.beside:main',
     matrix='rrn.experiments.matrix:main',
     crate='rrn.experiments.crate:main',
+    report='rrn.experiments.paper_report:main',
     gpu_checks='rrn.experiments.gpu_checks:main')       # command -> module:function
 
 def summary_of(place:str) -> str:
