@@ -26,7 +26,7 @@ wildcard_constraints: run='[A-Za-z0-9][A-Za-z0-9._+-]*'
 localrules: reports, runs, trained
 
 rule reports:
-    input: GOALS.tables + GOALS.figures[:1] + GOALS.wanted
+    input: GOALS.tables + GOALS.figures[:1] + GOALS.answer[:1] + GOALS.wanted
 
 rule runs:
     input: GOALS.wanted
@@ -39,6 +39,11 @@ rule tables:
     output: GOALS.tables
     params: content=GOALS.content, runs=[c.run for c in MATRIX.cells()]
     shell: '{PYTHON:q} -m rrn.experiments.matrix tables --settings={OWN:q}'
+
+rule answer:
+    output: GOALS.answer or 'no-answer'
+    params: content=GOALS.answer_content
+    shell: '{PYTHON:q} -m rrn.experiments.matrix answer'
 
 rule figures:
     input: GOALS.drawn_from

@@ -109,9 +109,9 @@ def answer_text(row) -> str:
 @as_command('predict')
 def main(picture:str='',                  # to look at; scene: the one that comes with the library
          sentences:tuple[str, ...]=(),    # what to find in it, each in quotes
-         *, csv:str='',                   # a file with the columns picture, sentence and, if wanted, out, instead of both
+         *, csv:str='',                   # a file with the columns picture, sentence and maybe out, instead of both
          out:str='',                      # file of the mask, '': mask.png; for several a folder, '': masks
-         run:str='',                      # run, folder or hub's id to ask; '': the newest finished run, or the library's own
+         run:str='',                      # run, folder or hub's id; '': the newest finished run, else the library's
          overlay:bool=False,              # also write the picture with what was found coloured in
          threshold:float=.5,              # foreground from this probability on
          device:str='auto'                # auto, cpu, cuda, cuda:1, ...
@@ -121,13 +121,9 @@ def main(picture:str='',                  # to look at; scene: the one that come
     scene = picture == 'scene' and not Path(picture).exists()
     if picture and csv or not csv and not sentences and not scene:
         raise WrongWords('give a picture and what to find in it, or --csv FILE')
-    predictor = None
-    if scene:
-        predictor = open_predictor(run, device, threshold, scene)
-        picture = scene_of(predictor, *sentences[:1])
-    questions = questions_in(csv) if csv else [Question(picture, sentence) for sentence in sentences]
-    places = places_for(questions, out)
-    predictor = predictor or open_predictor(run, device, threshold)
+    asked = questions_in(csv) if csv else [Question(picture, sentence) for sentence in sentences or ['']]
+    places, predictor = places_for(asked, out), open_predictor(run, device, threshold, scene)
+    questions = [q._replace(picture=scene_of(predictor, q.sentence)) for q in asked] if scene else asked
     with warnings.catch_warnings(action='ignore', category=UserWarning):      # on words never seen: the lines name them
         rows = answer(predictor, questions, places, overlay)
     if len(rows) > 1:

@@ -24,6 +24,7 @@ COMMANDS = dict(
     package='rrn.experiments.package:main',
     beside='rrn.experiments.beside:main',
     matrix='rrn.experiments.matrix:main',
+    crate='rrn.experiments.crate:main',
     gpu_checks='rrn.experiments.gpu_checks:main')       # command -> module:function
 
 def summary_of(place:str) -> str:

@@ -244,8 +244,8 @@ class PyDenseCRF(CRF):
         super().__init__(settings)
         if not have_pydensecrf():
             raise RRNError("DenseCRF: pydensecrf is not installed. Install it with `uv sync --extra dcrf` (or "
-                           "`pip install 'rrn[dcrf]'`; it needs a C++ compiler), or choose 'torch', which needs "
-                           "nothing and gives the same labels.")
+                           "`pip install 'rrn[dcrf]'`; it needs a C++ compiler and a Python below 3.13), or choose "
+                           "'torch', which needs nothing and gives the same labels.")
         if workers is not None and (not isinstance(workers, int) or workers < 0):
             raise RRNError(f'DenseCRF: workers={workers!r} is not a number of processes, 0 or more.')
         self.workers, self.pool = min(8, os.cpu_count() or 1) if workers is None else workers, None
@@ -272,7 +272,7 @@ class PyDenseCRF(CRF):
 # %% ../nbs/1_paper/15_crf.ipynb #0e6c6144
 CRFS = ['none', 'pydensecrf', 'torch', 'auto']
 
-def make_crf(name:str='auto',         # 'none', 'pydensecrf', 'torch', or 'auto': pydensecrf if installed, else torch
+def make_crf(name:str='auto',         # 'none', 'torch', 'pydensecrf', or 'auto': torch, as good and faster
              workers:int|None=None,   # processes of pydensecrf; None: one a core, at most 8; 0: in this process
              **settings               # of `CRFSettings`, where they differ from the released ones
             ) -> CRF:
@@ -280,6 +280,6 @@ def make_crf(name:str='auto',         # 'none', 'pydensecrf', 'torch', or 'auto'
     one_of('crf', name, CRFS)
     known = [f.name for f in fields(CRFSettings)]
     for setting in settings: one_of('DenseCRF setting', setting, known)
-    if name == 'auto': name = 'pydensecrf' if have_pydensecrf() else 'torch'
+    if name == 'auto': name = 'torch'
     settings = CRFSettings(**settings)
     return PyDenseCRF(settings, workers) if name == 'pydensecrf' else {'none': CRF, 'torch': TorchCRF}[name](settings)

@@ -94,8 +94,8 @@ class Predictor:
                         threshold=.5         # foreground from this probability on
                        ):
         "A model that was handed on. Only for a hub's id a network is needed. `RRNError` if there is none of that name."
-        from rrn.experiments.package import unpack
-        return cls.from_run(unpack(name), device, threshold)
+        from rrn.experiments.package import find_box
+        return cls.from_run(find_box(name), device, threshold)
 
     def save(self, folder, name='') -> Path:
         "Write the model with its card, scores and record to a new folder, for `from_pretrained`."

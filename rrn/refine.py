@@ -202,7 +202,7 @@ class ConvLSTM(Update):
         return self.opened(z + F.conv2d(h, U, padding=self.U.padding), c)[0]
 
     def normalised(self, y, c):
-        "The step from y (S, 3D or 4D, h, w) where no gate sees the cell: all gates' norms are one call, of a group each."
+        "The step from y (S, 3D or 4D, h, w) where no gate sees the cell: the gates' norms are one call, a group each."
         parts = [self.N[part] for part in ('igo' if c is None else 'ifgo')]
         gamma, beta = (torch.cat([getattr(n, name) for n in parts]) for name in ('weight', 'bias'))
         i, *f, g, o = F.group_norm(y, len(parts), gamma, beta, EPSILON).chunk(len(parts), 1)

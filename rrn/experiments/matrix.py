@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2',
-           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'SYSTEMS', 'SYSTEMS_OF_TABLE2', 'COCO_MINI',
-           'MOBILE', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS',
-           'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System', 'refinement_system', 'kind_of', 'factor', 'at_rate',
-           'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row', 'given_matrix', 'given_rows', 'result_keys',
+           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'NOISE_RATES', 'NOISE_SYSTEMS', 'NOISY',
+           'ALL_SYSTEMS', 'SYSTEMS_OF_TABLE2', 'DEPTHS', 'COCO_MINI', 'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES',
+           'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS',
+           'WORKFLOW', 'System', 'refinement_system', 'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix',
+           'splits_of', 'check_matrix', 'check_row', 'depth_matrix', 'given_matrix', 'given_rows', 'result_keys',
            'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
            'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
            'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone',
@@ -27,7 +28,7 @@ from ..data.datasets import READERS
 from ..data.shapes import ensure
 from .record import published_folder, published_run, rows_file, Run, run_name, runs_folder
 from .report import publish
-from ..model import Config, preset, PRESETS
+from ..model import Config, NOISES, preset, PRESETS
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #bd56b8a9
 @dataclass(frozen=True)
@@ -104,7 +105,17 @@ def at_rate(name, lr) -> tuple:
     return f'{name}-lr{lr:g}', System(f'{FACTORS[name].name}, {lr:g}', FACTORS[name].values | dict(lr=lr))
 
 SEARCHED = dict(at_rate(name, lr) for lr, name in product(RATES, FACTORS) if lr > RATES[-1] or name in DECISIVE)
-SYSTEMS = SYSTEMS_OF_TABLES | FACTORS | SEARCHED
+
+NOISE_RATES = (.05, .1, .24)      # of RefCOCO and its family, 5 to 24 % of the labels are said to be wrong
+NOISE_SYSTEMS = DECISIVE[:3]      # what is trained on wrong labels
+
+def at_noise(name, kind, rate) -> tuple:
+    "(name, `System`) of a factor's combination that is trained on targets of which a share is wrong."
+    said = f'{FACTORS[name].name}, {kind} {100*rate:g} %'
+    return f'{name}-{kind}{rate:g}', System(said, FACTORS[name].values | dict(label_noise=f'{kind}:{rate:g}'))
+
+NOISY = dict(at_noise(name, kind, rate) for kind, rate, name in product(NOISES, NOISE_RATES[::-1], NOISE_SYSTEMS))
+ALL_SYSTEMS = SYSTEMS_OF_TABLES | FACTORS | SEARCHED | NOISY
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #072ca10f
 @dataclass(frozen=True)
@@ -150,7 +161,7 @@ class Matrix:
     @property
     def systems(self) -> dict:
         "All that it can train, by name."
-        return SYSTEMS | self.extra_rows
+        return ALL_SYSTEMS | self.extra_rows
 
     @property
     def table1(self) -> dict:
@@ -223,7 +234,7 @@ def check_matrix(m:Matrix):
 
 def check_row(m:Matrix, name):
     "`RRNError` for an extra row whose name is taken or cannot begin a run's name, or whose values cannot be."
-    if name in SYSTEMS: raise RRNError(f"extra_rows: there is a row {name} already. Choose another name.")
+    if name in ALL_SYSTEMS: raise RRNError(f"extra_rows: there is a row {name} already. Choose another name.")
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,40}', name):
         raise RRNError(f"extra_rows: {name!r} cannot name a row. Use letters, digits, '.', '_' and '-'.")
     try: m.configuration(name, m.main_dataset, 0)
@@ -233,8 +244,24 @@ def _check_seed(name, seed):
     if type(seed) is int and 0 <= seed < 2**63: return
     raise RRNError(f"{name}={seed!r} is no seed; give whole numbers of at least 0, such as {name}=0,1,2.")
 
+# %% ../../nbs/3_experiments/08_matrix.ipynb #064391aa
+DEPTHS = {                        # name: how scenes are drawn, fields of the configuration
+    'usual': ({}, {}),
+    'small': (dict(scale=.5), {}),
+    'fine': (dict(outlines='fine'), {}),
+    'steps': ({}, dict(pyramid='C5,C4,C3,C5,C4,C3')),
+    '320': (dict(pixels=2.5), dict(image_size=320))}
+
+def depth_matrix(name) -> Matrix:
+    "The decisive four with one knob turned, at 1,200 steps."
+    scenes, values = DEPTHS[name]
+    return Matrix(f'depth-{name}', DRAWN_NOTE, 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
+                  prefix=f'depth-{name}-', data_root=f'data/scenes-{name}' if scenes else '', scenes=scenes,
+                  overrides=dict(iterations=1200) | values, asked=tuple(product(DECISIVE, ['shapes-unc'], (0, 1, 2))))
+
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e5f7be4
 COCO_MINI, MOBILE = '../shared/data/coco-mini', '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
+ANSWERING = ('factors', 'factors-long', 'factors-photographs', 'rates')     # matrices of the page that answers
 ON_MOBILE = dict(backbone='mobilenetv2_100', weights=MOBILE)
 SHAPES = ('shapes-unc', 'shapes-unc+', 'shapes-gref', 'shapes-referit')
 MINI_NOTE = ('photographs of coco-mini, a small part of COCO with sentences made from annotations; not the data of the '
@@ -253,6 +280,10 @@ MATRICES = {m.name: m for m in (
     Matrix('rates', 'embedded scenes of another seed, which no other run sees', 'small', ('shapes-unc',),
            prefix='rates-', data_root='data/scenes-seed7', scenes=dict(seed=7), rows=(), repeated=(),
            overrides=dict(iterations=1200), asked=tuple(product(SEARCHED, ['shapes-unc'], (0,)))),
+    *map(depth_matrix, DEPTHS),
+    Matrix('noise', DRAWN_NOTE, 'small', ('shapes-unc',), prefix='noise-', seeds=(0, 1, 2), rows=(), repeated=(),
+           overrides=dict(iterations=1200),
+           asked=tuple((s, 'shapes-unc', seed) for seed in range(3) for s in (*NOISE_SYSTEMS, *NOISY))),
     Matrix('coco-mini', MINI_NOTE, 'mini', ('unc', 'unc+', 'gref-umd'), prefix='coco-mini-',
            data_root=COCO_MINI, rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
            overrides=ON_MOBILE | dict(iterations=400),
@@ -493,7 +524,7 @@ def _with_modules_from_here() -> dict:
     return os.environ | dict(PYTHONPATH=os.pathsep.join([*filter(None, [path]), os.getcwd()]))
 
 def make_report(matrix_settings:dict, kind):
-    "Execute the notebook `kind`, 'tables' or 'figures'. Raises `RRNError` if it fails."
+    "Execute the notebook `kind`, 'tables', 'figures' or 'answer'. Raises `RRNError` if it fails."
     out = repo_root()/f"out-{kind}-{one_of('matrix', matrix_settings.get('matrix', 'embedded'), MATRICES)}.ipynb"
     done = subprocess.run(papermill_command(kind, out, **matrix_settings), cwd=repo_root())
     if done.returncode: raise RRNError(f"the {kind} were not made; what the notebook says is above and in {out.name}.")
@@ -510,14 +541,14 @@ def publish_all(matrix:Matrix):
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #51b55901
 @as_command('matrix')
-def main(step:str,                    # train, evaluate, tables, figures, or publish
+def main(step:str,                    # train, evaluate, tables, figures, answer, or publish
          words:tuple[str, ...]=(),    # the run to train or evaluate, and settings: name=value
          *, settings:str='{}',        # the same settings as JSON
          stamp:str=''                 # a file to write when it is done
         ):
     """Carry out one step of the tables.
     Settings are fields of the matrix, or of the configuration (see `rrn train --help`)."""
-    one_of('step', step, [*RUN_STEPS, 'tables', 'figures', 'publish'])
+    one_of('step', step, [*RUN_STEPS, 'tables', 'figures', 'answer', 'publish'])
     run, words = (words[:1], words[1:]) if step in RUN_STEPS else ([], words)
     if step in RUN_STEPS and not run: raise RRNError(f"{step} which run? Give its name first.")
     own, how = split_settings(json.loads(settings) | settings_of(words))

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['RECORD_FILES', 'SCENE_FILES', 'DEFAULT_BOX', 'BOXED', 'UNDECIDED', 'label_of', 'scene_sentences', 'boxes',
-           'plain_scores', 'card_scores', 'score_entries', 'card_data', 'model_card', 'pack', 'write_card', 'unpack',
-           'from_hub', 'push', 'first_scene', 'write_scene', 'runs_text', 'main', 'add_scene', 'box_size', 'differs']
+           'plain_scores', 'card_scores', 'score_entries', 'card_data', 'model_card', 'pack', 'write_card', 'find_box',
+           'from_hub', 'push', 'hub_errors', 'first_scene', 'write_scene', 'runs_text', 'main', 'add_scene', 'box_size',
+           'differs']
 
-# %% ../../nbs/3_experiments/18_package.ipynb #8682d41d
-import shutil, tempfile
+# %% ../../nbs/3_experiments/18_package.ipynb #46bb337a
+import contextlib, shutil, tempfile
 from pathlib import Path
 import yaml
 from huggingface_hub import (eval_result_entries_to_yaml, EvalResult, EvalResultEntry, HfApi, ModelCard, ModelCardData,
                              snapshot_download)
-from huggingface_hub.errors import HfHubHTTPError
 from ..common.command import as_command
 from ..common.core import (assets, need_checkout, new_folder, read_json, repo_root, RRNError, whole_file,
                              write_json)
@@ -36,9 +36,10 @@ def label_of(run:Run) -> dict:
     return read_json(there, 'label of a model') if there.is_file() else dict(name=run.name, run=run.name)
 
 def scene_sentences(folder) -> list:
-    "What can be asked about the scene of a box; [] where there is none."
+    "A sentence about each object that can be asked for in the scene of a box; [] where there is none."
     there = Path(folder)/'scene.json'
-    return [told['sentence'] for told in read_json(there, 'scene')['asked']] if there.is_file() else []
+    told = read_json(there, 'scene')['asked'] if there.is_file() else []
+    return [*{t['ref_id']: t['sentence'] for t in reversed(told)}.values()][::-1]
 
 def boxes() -> dict:
     "Name -> folder of the models that come with the library."
@@ -66,8 +67,8 @@ def score_entries(run:Run) -> list:
 def card_data(run:Run) -> ModelCardData:
     "The head of a model card."
     scores = card_scores(run)
-    return ModelCardData(model_name=label_of(run)['name'] if scores else None, language='en', license='apache-2.0', library_name='rrn',
-                         pipeline_tag='image-segmentation', eval_results=scores or None,
+    return ModelCardData(model_name=label_of(run)['name'] if scores else None, language='en', license='apache-2.0',
+                         library_name='rrn', pipeline_tag='image-segmentation', eval_results=scores or None,
                          tags=['referring-image-segmentation', 'referring-expression-segmentation'])
 
 def model_card(run:Run) -> ModelCard:
@@ -104,23 +105,22 @@ def write_card(run:Run):
         with whole_file(run.folder/'.eval_results'/f'{data}.yaml') as f:
             yaml.safe_dump(eval_result_entries_to_yaml(entries), f, sort_keys=False)
 
-# %% ../../nbs/3_experiments/18_package.ipynb #d1e08310
-def unpack(name:str) -> Path:
+# %% ../../nbs/3_experiments/18_package.ipynb #5e7d4acf
+def find_box(name:str) -> Path:
     """The folder of a box: by the name of a model that comes with the library, by its folder, or by a hub's id
     (owner/name). `RRNError` if there is none."""
     if name in boxes(): return boxes()[name]
     if (Path(name).expanduser()/'config.json').is_file(): return Path(name).expanduser()
     if str(name).count('/') == 1 and not Path(name).is_absolute(): return from_hub(str(name))
-    raise RRNError(f"there is no trained model {str(name)!r}. Give the folder of one, a hub's id (owner/name), or one of "
-                   f"those that come with the library: {', '.join(boxes())}.")
+    raise RRNError(f"there is no trained model {str(name)!r}. Give the folder of one, a hub's id (owner/name), or one "
+                   f"of those that come with the library: {', '.join(boxes())}.")
 
 def from_hub(repo:str) -> Path:
     "The folder of a box that a hub has, fetched now or before."
-    try: folder = Path(snapshot_download(repo, allow_patterns=BOXED, library_name='rrn'))
-    except (HfHubHTTPError, OSError, ValueError) as e:
-        why = str(e).strip().splitlines()[0][:300]
-        raise RRNError(f"{repo} is no folder here, and it cannot be fetched from a hub ({why}). Check the name and the "
-                       f"network, or take a model that comes with the library: {', '.join(boxes())}.") from e
+    instead = f"take a model that comes with the library: {', '.join(boxes())}"
+    with hub_errors(f"{repo} is no folder here, and it cannot be fetched from a hub",
+                    f"Check the name and the network, or {instead}."):
+        folder = Path(snapshot_download(repo, allow_patterns=BOXED, library_name='rrn'))
     update = Run(folder).config().update
     if ':' in update: raise RRNError(f"{repo} needs code that is not in its box: update={update!r}. It is not opened.")
     return folder
@@ -130,13 +130,19 @@ def push(run:Run, repo:str, private=False) -> str:
     api = HfApi(library_name='rrn')
     with tempfile.TemporaryDirectory() as place:
         folder = pack(run, Path(place)/'box', repo.rpartition('/')[2])
-        try:
+        with hub_errors(f"{repo} cannot be written to the hub",
+                        "Log in with `hf auth login`, and give a name under your own account (owner/name)."):
             url = api.create_repo(repo, exist_ok=True, private=private)
-            api.upload_folder(repo_id=str(url.repo_id), folder_path=folder, commit_message=f'Run {run.name}')
-        except (HfHubHTTPError, OSError, ValueError) as e:
-            raise RRNError(f"{repo} cannot be written to the hub ({str(e).strip().splitlines()[0][:300]}). "
-                           "Log in with `hf auth login`, and give a name under your own account.") from e
+            api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=f'Run {label_of(run)["run"]}')
     return str(url)
+
+@contextlib.contextmanager
+def hub_errors(what:str, do:str):
+    "Turn whatever happens between here and a hub into `RRNError`: what could not be done, why, and what to do."
+    try: yield
+    except Exception as e:         # a network fails in many ways
+        why = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
+        raise RRNError(f"{what} ({why}). {do}") from e
 
 # %% ../../nbs/3_experiments/18_package.ipynb #84d0cc72
 def first_scene(samples, least=4) -> list:
@@ -150,10 +156,11 @@ def write_scene(run:Run, samples, key:str, folder):
     "Put the scene into a box: its picture, sentences with true masks, and the counts of the record's `key`."
     known = read_metrics(run.metrics)[key].get('data')
     if known != data_fingerprint(samples):
-        raise RRNError(f"run {run.name} was evaluated on other data than these ({key}). Give their folder: --data_root.")
+        raise RRNError(f"run {run.name} was evaluated on other data than these ({key}). "
+                       "Give their folder: --data_root.")
     rows, asked = read_rows(run, key).set_index('sent_id'), first_scene(samples)
     counts = lambda s: {k: int(rows.loc[s.sent_id, k]) for k in ('intersection', 'union')}
-    told = [dict(sent_id=s.sent_id, sentence=s.sentence, truth=runs_text(s.mask.rle())) | counts(s) for s in asked]
+    told = [dict(sent_id=s.sent_id, ref_id=s.ref_id, sentence=s.sentence, truth=runs_text(s.mask.rle())) | counts(s) for s in asked]
     shutil.copy(asked[0].image, folder/'scene.jpg')
     write_json(folder/'scene.json', dict(data=key, image_id=asked[0].image_id, asked=told))
 

@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['METRICS1', 'RIVALS', 'TABLE_COLUMNS', 'TITLES', 'paper_numbers', 'Results', 'results', 'external_record',
-           'external_results', 'system_records', 'skipped_expressions', 'stack_counts', 'made_of', 'check_data',
-           'unknown_data', 'difference_entry', 'table_entry', 'table1', 'table2', 'cell_text', 'printed_table',
-           'table_conditions', 'as_markdown', 'as_latex', 'check_no_less', 'write_tables']
+           'external_results', 'system_records', 'skipped_expressions', 'stack_counts', 'Term', 'Difference',
+           'signed_sum', 'same_seeds', 'check_same_images', 'made_of', 'check_data', 'unknown_data', 'difference_entry',
+           'table_entry', 'table1', 'table2', 'cell_text', 'printed_table', 'records_named', 'table_conditions',
+           'as_markdown', 'as_latex', 'check_no_less', 'write_tables']
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #04bd6448
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import yaml
 from ..common.core import assets, RRNError, whole_file
+from .jobs import CONTROLS
 from .matrix import COLUMNS2, kind_of, Matrix, record_that_counts, report_place, TABLE2
-from .record import read_metrics, read_rows, rows_file, Run
+from .record import published_run, read_metrics, read_rows, rows_file, Run
 from .report import markdown, render
-from ..metrics import bootstrap_interval, paired_bootstrap
+from ..metrics import Estimate, estimate, Interval, PERCENT, run_scores
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #4fe6ea02
 METRICS1 = ['prec@0.5', 'prec@0.6', 'prec@0.7', 'prec@0.8', 'prec@0.9', 'overall_iou']      # columns of Table 1
@@ -43,18 +46,26 @@ class Results:
     unions: np.ndarray           # (R, S)
     images: np.ndarray           # (S,)
     runs: list                   # their names
+    seeds: list                  # from which they were trained
 
-    def interval(self, metric='overall_iou'):
-        "The mean over the runs, with its 95 % bootstrap interval over images."
-        return bootstrap_interval(self.intersections, self.unions, self.images, metric)
+    def interval(self, metric='overall_iou') -> Interval:
+        "The mean over the runs, percent, with its 95 % interval."
+        return signed_sum([Term(1, self, metric)]).estimate.interval(within=PERCENT)
 
-def results(matrix:Matrix, system, dataset, split, crf=False):
-    "`Results` of a system on a split, or None if no run exists."
+    def of_seeds(self, seeds):
+        "The runs from some seeds alone."
+        kept = [n for n, seed in enumerate(self.seeds) if seed in seeds]
+        runs, own = ([of[n] for n in kept] for of in (self.runs, self.seeds))
+        return Results(self.intersections[kept], self.unions[kept], self.images, runs, own)
+
+def results(matrix:Matrix, system, dataset, split, crf=False, words='own'):
+    "`Results` of a system on a split, or None if no run exists. `words`: 'own' or another key of `CONTROLS`."
     if system in matrix.external: return external_results(matrix, system, f'{dataset} {split}')
-    key = f'{dataset} {split}' + (' (dcrf)' if crf else '')
-    runs = [run for run in system_records(matrix, system, dataset) if rows_file(run, key).exists()]
-    runs = [run for run in runs if matrix.allow_skipped or not skipped_expressions(run, key)]
-    return stack_counts([read_rows(run, key) for run in runs], [run.name for run in runs]) if runs else None
+    key = f'{dataset} {split}' + CONTROLS[words] + (' (dcrf)' if crf else '')
+    runs = {seed: run for seed, run in system_records(matrix, system, dataset).items() if rows_file(run, key).exists()}
+    runs = {seed: run for seed, run in runs.items() if matrix.allow_skipped or not skipped_expressions(run, key)}
+    rows, names = [read_rows(run, key) for run in runs.values()], [run.name for run in runs.values()]
+    return stack_counts(rows, names, list(runs)) if runs else None
 
 def external_record(matrix:Matrix, name:str) -> Run:
     "The record of another system's predictions; `RRNError` if there is none of that name."
@@ -66,24 +77,63 @@ def external_results(matrix:Matrix, name:str, key:str):
     "`Results` of another system's predictions, with all their seeds; None if they are for other splits."
     run = external_record(matrix, name)
     keys = [k for k in read_metrics(run.metrics) if k == key or k.startswith(f'{key} (seed ')]
-    return stack_counts([read_rows(run, k) for k in keys], [name] * len(keys)) if keys else None
+    return stack_counts([read_rows(run, k) for k in keys], [name] * len(keys), range(len(keys))) if keys else None
 
-def system_records(matrix:Matrix, system, dataset) -> list:
-    "The records of a system on a data set, one a seed, whether they exist or not."
+def system_records(matrix:Matrix, system, dataset) -> dict:
+    "{seed: record} of a system on a data set, whether they exist or not."
     seeds = dict.fromkeys(matrix.seeds + matrix.more_seeds)
-    return [record_that_counts(matrix, matrix.cell(system, dataset, seed)) for seed in seeds]
+    return {seed: record_that_counts(matrix, matrix.cell(system, dataset, seed)) for seed in seeds}
 
 def skipped_expressions(run:Run, key) -> int:
     "How many expressions an evaluation has left out, since they could not be read."
     return read_metrics(run.metrics).get(key, {}).get('skipped', 0) if run.metrics.exists() else 0
 
-def stack_counts(rows:list, names) -> Results:
+def stack_counts(rows:list, names, seeds) -> Results:
     "Counts of several runs on the same expressions. Raises `RRNError` if they were not evaluated on the same ones."
     ids = [r.sent_id.to_numpy() for r in rows]
     if any(not np.array_equal(ids[0], i) for i in ids):
         raise RRNError(f"runs {', '.join(names)} were evaluated on different expressions; evaluate them again.")
     counts = (np.stack([r[column] for r in rows]) for column in ('intersection', 'union'))
-    return Results(*counts, rows[0].image_id.to_numpy(), list(names))
+    return Results(*counts, rows[0].image_id.to_numpy(), list(names), list(seeds))
+
+# %% ../../nbs/3_experiments/09_tables.ipynb #40d48808
+class Term(NamedTuple):
+    "One score of a signed sum."
+    sign: int                      # 1 or -1
+    results: Results
+    metric: str = 'overall_iou'
+    draws_of: int = 0              # seed of the draws of images: the same for the same split
+
+class Difference(NamedTuple):
+    "What a signed sum of scores came to."
+    estimate: Estimate    # points
+    seeds: int            # that all its terms have
+    runs: list            # names
+
+def signed_sum(terms:list,        # of `Term`
+               draws=1000         # of images
+              ) -> Difference:
+    "A signed sum of scores with its uncertainty. `RRNError` if two terms on one split were scored on other images."
+    check_same_images(terms)
+    kept = same_seeds([t.results for t in terms])
+    found = [(t.sign, *run_scores(r.intersections, r.unions, r.images, t.metric, draws, t.draws_of))
+             for t, r in zip(terms, kept)]
+    images = min(len(np.unique(r.images)) for r in kept)
+    names = dict.fromkeys(name for r in kept for name in r.runs)
+    return Difference(estimate(found, images), min(len(r.seeds) for r in kept), list(names))
+
+def same_seeds(found:list) -> list:
+    "`Results` with the runs from the seeds alone that all of them have; as they are, if they have none in common."
+    common = set.intersection(*(set(r.seeds) for r in found))
+    return [r.of_seeds(common) for r in found] if common else found
+
+def check_same_images(terms:list):
+    "`RRNError` if two terms on one split were scored on different images."
+    images = {}
+    for t in terms:
+        if np.array_equal(images.setdefault(t.draws_of, t.results.images), t.results.images): continue
+        raise RRNError(f"runs {' '.join(t.results.runs)} and others were evaluated on different expressions; evaluate "
+                       "them again.")
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #6e930c78
 def made_of(matrix:Matrix) -> dict:
@@ -91,7 +141,7 @@ def made_of(matrix:Matrix) -> dict:
     found = {}
     add = lambda what, fingerprint, run: found.setdefault(what, {}).setdefault(fingerprint or '', []).append(run.name)
     for dataset, system in product(matrix.datasets, matrix.systems):
-        for run in system_records(matrix, system, dataset):
+        for run in system_records(matrix, system, dataset).values():
             if not run.exists or not (run.folder/'rows').is_dir(): continue
             add(f'training data of {dataset}', run.identity().get('data'), run)
             for key, entry in _evaluations(run, dataset): add(key, entry.get('data'), run)
@@ -130,11 +180,9 @@ def difference_entry(matrix:Matrix, row, rival) -> dict:
                 data=f'{matrix.main_dataset} val')
     a, b = (results(matrix, system, matrix.main_dataset, 'val') for system in (row, rival))
     if a is None or b is None: return cell
-    runs = ' '.join(a.runs + b.runs)
-    if not np.array_equal(a.images, b.images):
-        raise RRNError(f"runs {runs} were evaluated on different expressions; evaluate them again.")
-    found = paired_bootstrap(*((r.intersections, r.unions) for r in (a, b)), a.images)
-    return cell | dict(zip(('ours', 'low', 'high'), found), seeds=min(len(a.runs), len(b.runs)), runs=runs)
+    found = signed_sum([Term(1, a), Term(-1, b)])
+    interval = dict(zip(('ours', 'low', 'high'), found.estimate.interval()))
+    return cell | interval | dict(seeds=found.seeds, runs=' '.join(found.runs))
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #53fb97c7
 TABLE_COLUMNS = ['table', 'row', 'name', 'column', 'data', 'ours', 'low', 'high', 'seeds', 'paper', 'runs']
@@ -187,11 +235,16 @@ def printed_table(long:pd.DataFrame, latex=False) -> pd.DataFrame:
     if number is not None: table.insert(0, '', number)
     return table
 
+def records_named(matrix:Matrix, names) -> list:
+    "The records of some names that tables show: those that count, and of rows that are no cell whichever is there."
+    cells = {c.run: c for c in matrix.cells()}
+    other = lambda name: next((r for r in (matrix.run(name), published_run(name)) if r.exists), matrix.run(name))
+    return [record_that_counts(matrix, cells[n]) if n in cells else other(n) for n in names]
+
 def table_conditions(long:pd.DataFrame, matrix:Matrix) -> str:
     "What the numbers were made on, in a paragraph: data, seeds, size, minutes, machine."
     names = sorted({n for runs in long.runs.dropna() for n in runs.split()} - {*matrix.external})
-    cells = {c.run: c for c in matrix.cells()}
-    records = [record_that_counts(matrix, cells[n]).record() if n in cells else matrix.run(n).record() for n in names]
+    records = [run.record() for run in records_named(matrix, names)]
     seen = lambda f: ' and '.join(sorted({f(r) for r in records}))
     page = render('conditions.md', matrix=matrix, records=records, seeds=long.seeds.max(),
                   steps=seen(lambda r: format(r['config']['iterations'], ',')),
