@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['common_seeds', 'seed_terms', 'seed_differences', 'image_differences', 'draw_claim', 'draw_line', 'draw_images',
-           'svg_bytes', 'claims_place', 'record_link', 'run_named', 'term_text', 'seed_rows', 'term_keys', 'claim_page',
-           'compared', 'claims_index', 'claim_files', 'write_claim_pages']
+           'svg_bytes', 'claims_place', 'link_from', 'run_named', 'term_text', 'seed_rows', 'term_keys', 'claim_page',
+           'all_claims', 'compared', 'claims_index', 'claim_files', 'write_claim_pages']
 
 # %% ../../nbs/3_experiments/23_claim_pages.ipynb #38fa162b
 import io, os, re
@@ -91,28 +91,28 @@ def claims_place(matrix:Matrix) -> Path:
     published = repo_root()/'reports'/'claims'/matrix.subfolder
     return published if matrix.asked else report_place(matrix, 'claims')
 
-def record_link(matrix:Matrix, path, text) -> str:
-    "A link to a file of a record, in Markdown."
-    return f'[{text}]({quote(os.path.relpath(path, claims_place(matrix)))})'
+def link_from(place:Path, path, text) -> str:
+    "A link in Markdown from a page in the folder `place` to a file."
+    return f'[{text}]({quote(os.path.relpath(path, place))})'
 
 def run_named(matrix:Matrix, name) -> Run:
     "The record of that name that a matrix's tables read."
     here = matrix.run(name)
     return here if here.exists and not published_run(name).exists else published_run(name)
 
-def term_text(matrix:Matrix, term, key:str) -> str:
+def term_text(matrix:Matrix, place:Path, term, key:str) -> str:
     "A run's own score, as a link to its counts, and its name, as a link to its configuration."
     score, run = term.results.interval(term.metric).value, run_named(matrix, term.results.runs[0])
-    counts = record_link(matrix, rows_file(run, key), f'{score:.1f}')
-    return f'{counts} of {record_link(matrix, run.folder/"config.json", run.name.rpartition("-")[0])}'
+    counts = link_from(place, rows_file(run, key), f'{score:.1f}')
+    return f'{counts} of {link_from(place, run.folder/"config.json", run.name.rpartition("-")[0])}'
 
-def seed_rows(c:Claim, matrix:Matrix, data, terms:list, keys:list) -> list:
+def seed_rows(c:Claim, matrix:Matrix, place:Path, data, terms:list) -> list:
     "A row a seed of a split: seed, difference, and each term with its run."
-    rows = []
+    rows, keys = [], term_keys(c, matrix, *data.split())
     for found in seed_differences(terms).itertuples():
         own = seed_terms(terms, found.seed)
         signs = ['' if n == 0 else '+ ' if t.sign > 0 else 'minus ' for n, t in enumerate(own)]
-        said = [sign + term_text(matrix, t, key) for sign, t, key in zip(signs, own, keys)]
+        said = [sign + term_text(matrix, place, t, key) for sign, t, key in zip(signs, own, keys)]
         rows.append([data, found.seed, our_text(found), ' '.join(said)])
     return rows
 
@@ -122,19 +122,21 @@ def term_keys(c:Claim, matrix:Matrix, kind, split) -> list:
     names = {kind_of(d): d for d in matrix.datasets}
     return [f'{names[k]} {s}' + ' (dcrf)' * crf for _, (_, crf), k, s, _ in claim_terms(c, kind, split)]
 
-def claim_page(c:Claim, matrix:Matrix, lines:pd.DataFrame) -> str:
-    "The page of a claim: its lines of `claims_table`, and every run behind them."
-    columns, rows = ['on', 'seed', 'difference [95 % for other images]', 'scores and runs'], []
-    for data in lines.data:
-        where = data.split()
-        rows += seed_rows(c, matrix, data, our_terms(c, matrix, *where), term_keys(c, matrix, *where))
+def claim_page(c:Claim, matrix:Matrix, lines:pd.DataFrame, terms:dict, place:Path) -> str:
+    "The page of a claim in the folder `place`: its lines of `claims_table`, and every run behind them; `terms`, by data."
+    columns = ['on', 'seed', 'difference [95 % for other images]', 'scores and runs']
+    rows = [row for data in lines.data for row in seed_rows(c, matrix, place, data, terms[data])]
     shown = [[r.data, paper_text(r), our_text(r), int(r.seeds), r.stands_on, verdict_text(r)]
              for r in lines.itertuples()]
     heads = ['on', 'paper', 'ours [95 % interval]', 'seeds', 'stands on', 'verdict']
-    tables = os.path.relpath(report_place(matrix, 'tables'), claims_place(matrix))
-    return render('claim.md', claim=c, matrix=matrix, tables=tables, margin=SMALLEST_DIFFERENCE,
+    return render('claim.md', claim=c, matrix=matrix, all=all_claims(matrix, place),
                   table=markdown(pd.DataFrame(shown, columns=heads, dtype=object)), systems=compared(c, matrix),
                   runs=markdown(pd.DataFrame(rows, columns=columns, dtype=object)))
+
+def all_claims(matrix:Matrix, place:Path) -> str:
+    "The page with the table of a matrix's claims, as a link from the folder `place`."
+    if matrix.asked: return os.path.relpath(repo_root()/'reports'/'tables'/'factors.md', place)
+    return os.path.relpath(report_place(matrix, 'tables')/'claims.md', place)
 
 def compared(c:Claim, matrix:Matrix) -> list:
     "What a claim compares, in words: the names of its systems."
@@ -153,14 +155,15 @@ def claims_index(matrix:Matrix, table:pd.DataFrame) -> str:
 
 def claim_files(matrix:Matrix, claims=CLAIMS) -> dict:
     "{name: bytes} of all pages of a matrix's claims, with their pictures and the index; {} if it has no runs."
-    table, files = claims_table(matrix, claims), {}
+    table, files, place = claims_table(matrix, claims), {}, claims_place(matrix)
     for c in claims:
         lines = table[(table.key == c.key) & table.ours.notna()]
         if not len(lines): continue
         terms = {data: our_terms(c, matrix, *data.split()) for data in lines.data}
         seeds = {data: seed_differences(t) for data, t in terms.items()}
         picture = draw_claim(lines, seeds, image_differences(terms[first_line(lines).data]))
-        files |= {f'{c.key}.md': claim_page(c, matrix, lines).encode(), f'{c.key}.svg': svg_bytes(picture, c.key)}
+        page = claim_page(c, matrix, lines, terms, place)
+        files |= {f'{c.key}.md': page.encode(), f'{c.key}.svg': svg_bytes(picture, c.key)}
     return files | ({'index.md': claims_index(matrix, table).encode()} if files else {})
 
 def write_claim_pages(matrix:Matrix, claims=CLAIMS, folder=None) -> list:
