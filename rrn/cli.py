@@ -22,6 +22,7 @@ COMMANDS = dict(
     benchmark='rrn.experiments.benchmark:main',
     publish='rrn.experiments.report:main',
     package='rrn.experiments.package:main',
+    export='rrn.experiments.export:main',
     beside='rrn.experiments.beside:main',
     matrix='rrn.experiments.matrix:main',
     crate='rrn.experiments.crate:main',

@@ -54,11 +54,11 @@ def test_the_interval_is_students_where_only_seeds_differ_and_normal_where_only_
     runs = np.array([60., 61, 64])
     seeds = estimate([(1, runs, np.repeat(runs[:, None], 7, 1))], 1000)
     low, high = stats.t.interval(.95, 2, runs.mean(), stats.sem(runs))
-    assert seeds.interval() == pytest.approx((runs.mean(), low, high)) and seeds.df == pytest.approx(2)
+    assert tuple(seeds.interval()) == pytest.approx((runs.mean(), low, high)) and seeds.df == pytest.approx(2)
     assert seeds.p_differs(60) == pytest.approx(stats.ttest_1samp(runs, 60).pvalue)
     drawn = np.random.default_rng(0).normal(60, 2, (1, 5000))
     images = estimate([(1, [60.], drawn)], 1000)
-    assert images.interval() == pytest.approx((60, 60 - 1.96*2, 60 + 1.96*2), rel=.01) and images.df == 999
+    assert tuple(images.interval()) == pytest.approx((60, 60 - 1.96*2, 60 + 1.96*2), rel=.01) and images.df == pytest.approx(999)
 
 
 def test_seeds_are_paired_where_there_are_as_many():
@@ -119,7 +119,7 @@ def verdicts(e, factor):
 
 
 @given(st.floats(-4, 4), st.floats(0, 3), st.floats(1, 500), st.integers(1, 300))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_verdicts_exclude_each_other(value, error, df, factor):
     "Whatever the difference: at most one of 'more', 'less' and 'same' is confirmed, and better never goes with the same."
     said = verdicts(Estimate(value, error, df), factor)
@@ -161,8 +161,7 @@ def matrix(tmp_path):
 
 
 def line(matrix, key='row11-more-row9'):
-    table = claims_table(matrix).dropna(subset='ours')
-    return table[table.key == key].iloc[0]
+    return claims_table(matrix, [c for c in CLAIMS if c.key == key]).dropna(subset='ours').iloc[0]
 
 
 def test_a_table_says_all_that_its_verdicts_rest_on(matrix):
@@ -174,16 +173,16 @@ def test_a_table_says_all_that_its_verdicts_rest_on(matrix):
     assert gates.verdict == 'confirmed' and gates.p < .05 < gates.p_same and len(gates.runs.split()) == 6
     assert line(matrix, 'row12-more-row11').verdict == SAME_VERDICT
     assert gates.ours == pytest.approx(np.diff([results(matrix, r, 'shapes-unc', 'val').interval().value for r in ('row9', 'row11')])[0])
-    assert 'Not tested here' in claims_page(matrix, table) and '| scenes |' in claims_page(matrix, table)
+    page = claims_page(matrix, table)
+    assert 'Not tested here' in page and '| scenes |' in page and f'All {2 * len(made)} tests' in page
 
 
 def test_more_tests_make_each_harder(matrix):
     raw = signed_sum([Term(s, results(matrix, r, 'shapes-unc', 'val'), draws_of=2) for s, r in ((1, 'row11'), (-1, 'row9'))]).estimate
-    lines = claims_table(matrix)
-    tests = 2 * lines.ours.notna().sum()
-    assert line(matrix).p >= raw.p_differs() * tests * (1 - 1e-6) / 2
-    alone = claims_table(matrix, [c for c in CLAIMS if c.key == 'row11-more-row9']).iloc[0]
-    assert alone.p == pytest.approx(2 * raw.p_differs()), 'one line, two tests'
+    table = claims_table(matrix).set_index('key')
+    tests, p = 2 * table.ours.notna().sum(), raw.p_differs()
+    assert tests == 6 and p * tests / 2 < table.loc['row11-more-row9', 'p'] <= p * tests
+    assert line(matrix).p == pytest.approx(2 * p), 'one line, two tests'
 
 
 def test_two_seeds_are_too_few_and_the_difference_is_shown(matrix):
@@ -191,7 +190,7 @@ def test_two_seeds_are_too_few_and_the_difference_is_shown(matrix):
     found = line(fewer)
     assert found.verdict == 'too few seeds' and found.why == '2 seeds, 3 are needed' and abs(found.ours - 10) < 1 and np.isnan(found.p)
     one = line(given_matrix(datasets='shapes-unc', seeds='0', more_seeds='', folder=matrix.folder))
-    assert one.verdict == 'too few seeds' and one.why == '1 seed, 3 are needed' and one.high - one.low < found.high - found.low
+    assert one.verdict == 'too few seeds' and one.why == '1 seed, 3 are needed' and one.low < one.ours < one.high
 
 
 def test_only_seeds_that_both_have_count(matrix):
@@ -234,7 +233,7 @@ def test_what_a_verdict_stands_on_is_what_its_runs_say(tmp_path):
         other = given_matrix('paper', datasets='unc,unc+', seeds='0,1,2', more_seeds='', folder=str(tmp_path/on))
         for dataset in ('unc', 'unc+'):
             for system, better in dict(row12=10, blind=-50).items(): pretend(other, system, better, dataset, data=note)
-        table = claims_table(other).set_index('key')
+        table = claims_table(other, [c for c in CLAIMS if c.metrics[1] == 'mean_iou' or not c.b[0]]).set_index('key')
         words = table.loc['row12-more-unc-val-uncplus-val']
         assert words.stands_on == on and (words.verdict == 'not tested here') == (on == 'photographs')
         own = table.loc['row12-same-row12-overall_iou-mean_iou']
