@@ -153,8 +153,9 @@ def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180019
 def questions_text(table:pd.DataFrame, matrix:Matrix) -> list:
     "[(question, its lines in Markdown)] of `factor_differences`; a claim is a link to its page."
+    pages = f'../claims/{matrix.subfolder}'
     def shown(lines):
-        rows = [[linked(r, f'../claims/{matrix.subfolder}'), r.data, our_text(r), int(r.seeds), r.verdict] for r in lines.itertuples()]
+        rows = [[linked(r, pages), r.data, our_text(r), int(r.seeds), r.verdict] for r in lines.itertuples()]
         return markdown(pd.DataFrame(rows, columns=['claim', 'data', 'ours', 'seeds', 'verdict'], dtype=object))
     made = table.dropna(subset='ours')
     return [(name, shown(lines)) for name in QUESTIONS if len(lines := made[made.question == name])]
