@@ -23,8 +23,11 @@ COMMANDS = dict(
     benchmark='rrn.experiments.benchmark:main',
     publish='rrn.experiments.report:main',
     package='rrn.experiments.package:main',
+    export='rrn.experiments.export:main',
     beside='rrn.experiments.beside:main',
     matrix='rrn.experiments.matrix:main',
+    crate='rrn.experiments.crate:main',
+    report='rrn.experiments.paper_report:main',
     gpu_checks='rrn.experiments.gpu_checks:main')       # command -> module:function
 
 def summary_of(place:str) -> str:

@@ -163,9 +163,9 @@ def run_scores(intersections, unions, clusters, metric='overall_iou', draws=1000
     sums = _resampled(terms, draws, seed)                                                          # (2R, draws)
     return np.array([score(metric, *run) for run in runs]), _percent(sums[::2], sums[1::2])
 
-def bootstrap_scores(*counts, **how):
+def bootstrap_scores(intersections, unions, clusters, metric='overall_iou', draws=1000, seed=0):
     "The mean over runs of what `run_scores` gives: (float, (draws,))."
-    scores, drawn = run_scores(*counts, **how)
+    scores, drawn = run_scores(intersections, unions, clusters, metric, draws, seed)
     return float(scores.mean()), drawn.mean(0)
 
 # %% ../nbs/1_paper/09_metrics.ipynb #fa75c2a7
@@ -178,7 +178,7 @@ def bootstrap_interval(intersections,         # (S,) pixels, or (R, S) of R runs
                        level=95               # percent of the draws inside the interval
                       ) -> Interval:          # percent
     "Percentile bootstrap of a metric (of its mean over runs), clustered by image."
-    value, drawn = bootstrap_scores(intersections, unions, clusters, metric=metric, draws=draws, seed=seed)
+    value, drawn = bootstrap_scores(intersections, unions, clusters, metric, draws, seed)
     return Interval(value, *percentiles(drawn, level))
 
 def percentiles(values, level=95) -> list:
@@ -195,8 +195,8 @@ def paired_bootstrap(a,                     # (intersections, unions) of one sys
                      level=95               # percent
                     ) -> Interval:          # percentage points
     "Bootstrap of the difference a - b on the same images. Raises `RRNError` if the samples are not as many."
-    value_a, drawn_a = bootstrap_scores(*a, clusters, metric=metric, draws=draws, seed=seed)
-    value_b, drawn_b = bootstrap_scores(*b, clusters, metric=metric, draws=draws, seed=seed)      # the same seed: the same images
+    value_a, drawn_a = bootstrap_scores(*a, clusters, metric, draws, seed)
+    value_b, drawn_b = bootstrap_scores(*b, clusters, metric, draws, seed)      # the same seed: the same images
     return Interval(value_a - value_b, *percentiles(drawn_a - drawn_b, level))
 
 # %% ../nbs/1_paper/09_metrics.ipynb #4ffa2a31
@@ -244,7 +244,7 @@ def estimate(terms:list,   # [(sign, (R,) scores of runs, (R, draws) the same fo
     "A signed sum of scores, for other runs and other images. Runs are paired where all terms have as many."
     value = sum(sign*np.mean(scores) for sign, scores, _ in terms)
     drawn = sum(sign*np.asarray(d).mean(0) for sign, _, d in terms)
-    parts = [(drawn.var(ddof=1), max(1, images - 1)), *_run_parts([(sign, np.asarray(s)) for sign, s, _ in terms])]
+    parts = [(drawn.var(), max(1, images - 1)), *_run_parts([(sign, np.asarray(s)) for sign, s, _ in terms])]
     total, spread = sum(v for v, _ in parts), sum(v**2/df for v, df in parts)
     return Estimate(float(value), math.sqrt(total), float(total**2/spread) if spread else float(parts[0][1]))
 

@@ -41,6 +41,10 @@ class Update(nn.Module):
         "One update from the unprojected x_t (S, D, h, w): (h, state)."
         return self(self.project(x), h, state)
 
+    def gates(self, z, h, state=None) -> dict:
+        "The gates of the update by name, (S, D, h, w) in 0..1, to be looked at. An F that has gates says so here."
+        return {}
+
 def same_conv(inputs, outputs, kernel, bias):
     "A convolution of odd kernel size that keeps h and w."
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel//2, bias=bias)
@@ -171,19 +175,35 @@ class ConvLSTM(Update):
     def project(self, x): return self.W(x)                      # (B, 4D, h, w)
 
     def forward(self, z, h, c=None):
-        U = self.U.weight                                       # (4D, D, k, k)
-        if c is None: z, U = self.without_forgetting(z, 1), self.without_forgetting(U, 0)
+        z, U = self.rows(z, c)
         if self.goes_quickly(h): return LSTMStep.apply(z, h, c, U, self.activation)
         y = z + F.conv2d(h, U, padding=self.U.padding)
         if self.N and self.peep is None: return self.normalised(y, c)
-        i, *f, g, o = y.chunk(3 if c is None else 4, 1)         # each (S, D, h, w); f is [] at first
-        new = self.gate('i', i, c) * self.a(self.norm('g', g))
-        if c is not None: new = self.gate('f', *f, c) * c + new
-        o, c = self.gate('o', o, new), self.norm('c', new)
-        return o * self.a(c), c
+        gates, new = self.opened(y, c)
+        c = self.norm('c', new)
+        return gates['o'] * self.a(c), c
+
+    def rows(self, z, c):
+        "z (B, 4D, h, w) and U (4D, D, k, k); where there is no cell yet, without the rows of the forget gate."
+        U = self.U.weight
+        return (z, U) if c is not None else (self.without_forgetting(z, 1), self.without_forgetting(U, 0))
+
+    def opened(self, y, c=None):      # (S, 4D, h, w) and (S, D, h, w); at first (S, 3D, h, w) and None
+        "The gates (S, D, h, w) by their letters, and the new cell before N."
+        i, *f, g, o = y.chunk(3 if c is None else 4, 1)
+        gates = {'i': self.gate('i', i, c)}
+        new = gates['i'] * self.a(self.norm('g', g))
+        if c is not None:
+            gates['f'] = self.gate('f', *f, c)
+            new = gates['f'] * c + new
+        return gates | {'o': self.gate('o', o, new)}, new
+
+    def gates(self, z, h, c=None):
+        z, U = self.rows(z, c)
+        return self.opened(z + F.conv2d(h, U, padding=self.U.padding), c)[0]
 
     def normalised(self, y, c):
-        "The step from y (S, 3D or 4D, h, w) where no gate sees the cell: all gates' norms are one call, of a group each."
+        "The step from y (S, 3D or 4D, h, w) where no gate sees the cell: the gates' norms are one call, a group each."
         parts = [self.N[part] for part in ('igo' if c is None else 'ifgo')]
         gamma, beta = (torch.cat([getattr(n, name) for n in parts]) for name in ('weight', 'bias'))
         i, *f, g, o = F.group_norm(y, len(parts), gamma, beta, EPSILON).chunk(len(parts), 1)
@@ -263,13 +283,21 @@ class ReleasedConvLSTM(Update):
                 c=None        # (S, D, h, w): the cell; None: zero, before the first step
                ):
         "One step: the new `h` and `c`."
+        gates, c = self.opened(z, h, c)
+        return gates['o'] * self.a(c), c
+
+    def opened(self, z, h, c=None):
+        "The gates (S, D, h, w) by their letters, and the new cell."
         c = torch.zeros_like(h) if c is None else c
         j, i, f, o = (z + conv_same(h, self.weight_h)).chunk(4, dim=1)                  # (S, D, h, w) each
         i, f = self.see(0, i, c), self.see(1, f, c)
         j, i, f = self.norm(0, j), self.norm(1, i), self.norm(2, f)
-        c = c * torch.sigmoid(f + self.forget_bias) + torch.sigmoid(i) * self.a(j)
+        i, f = torch.sigmoid(i), torch.sigmoid(f + self.forget_bias)
+        c = c * f + i * self.a(j)
         o, c = self.norm(3, self.see(2, o, c)), self.norm(4, c)
-        return torch.sigmoid(o) * self.a(c), c
+        return dict(i=i, f=f, o=torch.sigmoid(o)), c
+
+    def gates(self, z, h, c=None): return self.opened(z, h, c)[0]
 
     def run(self, x_seq, state=None):
         "Every h and c, (B, T, D, h, w) each, for inputs (B, T, Cin, h, w) from `state` = (h, c), zeros if not given."

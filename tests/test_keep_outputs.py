@@ -40,6 +40,11 @@ def test_progress_and_stderr_are_left_out():
     assert kept(table) == [table | dict(metadata={})], 'a table is no bar'
 
 
+def test_widgets_live_as_long_as_their_kernel():
+    widget = dict(output_type='execute_result', metadata={}, data={'application/vnd.jupyter.widget-view+json': {'model_id': '1'}, 'text/plain': ['VBox()']})
+    assert kept(widget, stream('said\n')) == [stream('said\n')]
+
+
 def test_pictures_become_smaller():
     made, = kept(display(image_png=png(), text_plain=['<Picture>']))
     picture = Image.open(io.BytesIO(base64.b64decode(made['data']['image/png'])))

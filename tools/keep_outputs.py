@@ -12,6 +12,7 @@ from PIL import Image
 
 TEMPORARY = re.compile(r'/tmp/tmp\w+/')                        # another one with every run
 PLACES = re.compile(r'/(tmp|root|home|work|Users|var)/')      # where files lie on somebody's machine
+WIDGET = 'application/vnd.jupyter.widget-view+json'            # lives as long as its kernel
 BAR = re.compile(r'^[^\n]*\d+%[^\n]*[|█][^\n]*$')             # a progress bar as text
 
 
@@ -24,6 +25,7 @@ def kept(output) -> bool:
     "Whether an output says something once the run is over."
     said = ''.join(output.get('text', '')) or ''.join(output.get('data', {}).get('text/plain', ''))
     only_text = set(output.get('data', {})) <= {'text/plain'}
+    if WIDGET in output.get('data', {}): return False
     return output.get('name') != 'stderr' and not (only_text and BAR.match(said.strip()))
 
 

@@ -295,7 +295,7 @@ def write_exam(exam:Exam, answers:list, folder, name='exam', notes=()):
     with whole_file(folder/f'{name}.png', 'wb') as f: f.write(draw_exam(scores)._repr_png_())
     write_json(folder/f'{name}.json', dict(exam=exam.name, code=code_version(), answers=kept_answers(answers)))
 
-# %% ../../nbs/3_experiments/20_exam.ipynb #f19170d6
+# %% ../../nbs/3_experiments/20_exam.ipynb #38d03d34
 def examine_all(runs, model:str, predictions:str, exam:Exam) -> tuple:
     "(answers of all that are asked, notes on what was wrong)."
     answers = [examined_run(run, exam, progress=True) for run in runs]
@@ -312,7 +312,7 @@ def main(runs:tuple[str, ...]=(),   # trained runs; those that differ in their s
          photographs:str='',        # folder of annotated photographs in REFER's layout; '': drawn scenes
          pairs:int=80,              # of each skill and style
          out:str=''):               # folder for page, scores, answers and picture; '': the page is only shown
-    """Ask a model minimal pairs: which words does it understand?
+    """Ask a model minimal pairs, and tell which words it understands.
     Two sentences about a picture differ in one word, and the mask has to follow; or they say the same, and it has to stay."""
     if not (runs or model or predictions or write):
         raise WrongWords("nobody is asked. Name runs, or give --model, --predictions or --write.")

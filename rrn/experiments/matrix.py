@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2', 'COLUMNS2',
-           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'NOISE_RATES', 'NOISE_SYSTEMS', 'NOISY', 'SYSTEMS',
-           'SYSTEMS_OF_TABLE2', 'DEPTHS', 'COCO_MINI', 'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE',
-           'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System',
-           'refinement_system', 'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix', 'splits_of',
-           'check_matrix', 'check_row', 'depth_matrix', 'given_matrix', 'given_rows', 'result_keys', 'steps_of',
-           'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
+           'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'NOISE_RATES', 'NOISE_SYSTEMS', 'NOISY',
+           'ALL_SYSTEMS', 'SYSTEMS_OF_TABLE2', 'DEPTHS', 'COCO_MINI', 'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES',
+           'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS',
+           'WORKFLOW', 'System', 'refinement_system', 'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix',
+           'splits_of', 'check_matrix', 'check_row', 'depth_matrix', 'given_matrix', 'given_rows', 'result_keys',
+           'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
            'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
            'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone',
            'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
@@ -115,7 +115,7 @@ def at_noise(name, kind, rate) -> tuple:
     return f'{name}-{kind}{rate:g}', System(said, FACTORS[name].values | dict(label_noise=f'{kind}:{rate:g}'))
 
 NOISY = dict(at_noise(name, kind, rate) for kind, rate, name in product(NOISES, NOISE_RATES[::-1], NOISE_SYSTEMS))
-SYSTEMS = SYSTEMS_OF_TABLES | FACTORS | SEARCHED | NOISY
+ALL_SYSTEMS = SYSTEMS_OF_TABLES | FACTORS | SEARCHED | NOISY
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #072ca10f
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Matrix:
     @property
     def systems(self) -> dict:
         "All that it can train, by name."
-        return SYSTEMS | self.extra_rows
+        return ALL_SYSTEMS | self.extra_rows
 
     @property
     def table1(self) -> dict:
@@ -234,7 +234,7 @@ def check_matrix(m:Matrix):
 
 def check_row(m:Matrix, name):
     "`RRNError` for an extra row whose name is taken or cannot begin a run's name, or whose values cannot be."
-    if name in SYSTEMS: raise RRNError(f"extra_rows: there is a row {name} already. Choose another name.")
+    if name in ALL_SYSTEMS: raise RRNError(f"extra_rows: there is a row {name} already. Choose another name.")
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,40}', name):
         raise RRNError(f"extra_rows: {name!r} cannot name a row. Use letters, digits, '.', '_' and '-'.")
     try: m.configuration(name, m.main_dataset, 0)

@@ -6,8 +6,8 @@
 __all__ = ['METRICS1', 'RIVALS', 'TABLE_COLUMNS', 'TITLES', 'paper_numbers', 'Results', 'results', 'external_record',
            'external_results', 'system_records', 'skipped_expressions', 'stack_counts', 'Term', 'Difference',
            'signed_sum', 'same_seeds', 'check_same_images', 'made_of', 'check_data', 'unknown_data', 'difference_entry',
-           'table_entry', 'table1', 'table2', 'cell_text', 'printed_table', 'table_conditions', 'as_markdown',
-           'as_latex', 'check_no_less', 'write_tables']
+           'table_entry', 'table1', 'table2', 'cell_text', 'printed_table', 'records_named', 'table_conditions',
+           'as_markdown', 'as_latex', 'check_no_less', 'write_tables']
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #04bd6448
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import yaml
 from ..common.core import assets, RRNError, whole_file
 from .jobs import CONTROLS
 from .matrix import COLUMNS2, kind_of, Matrix, record_that_counts, report_place, TABLE2
-from .record import read_metrics, read_rows, rows_file, Run
+from .record import published_run, read_metrics, read_rows, rows_file, Run
 from .report import markdown, render
 from ..metrics import Estimate, estimate, Interval, PERCENT, run_scores
 
@@ -235,11 +235,16 @@ def printed_table(long:pd.DataFrame, latex=False) -> pd.DataFrame:
     if number is not None: table.insert(0, '', number)
     return table
 
+def records_named(matrix:Matrix, names) -> list:
+    "The records of some names that tables show: those that count, and of rows that are no cell whichever is there."
+    cells = {c.run: c for c in matrix.cells()}
+    other = lambda name: next((r for r in (matrix.run(name), published_run(name)) if r.exists), matrix.run(name))
+    return [record_that_counts(matrix, cells[n]) if n in cells else other(n) for n in names]
+
 def table_conditions(long:pd.DataFrame, matrix:Matrix) -> str:
     "What the numbers were made on, in a paragraph: data, seeds, size, minutes, machine."
     names = sorted({n for runs in long.runs.dropna() for n in runs.split()} - {*matrix.external})
-    cells = {c.run: c for c in matrix.cells()}
-    records = [record_that_counts(matrix, cells[n]).record() if n in cells else matrix.run(n).record() for n in names]
+    records = [run.record() for run in records_named(matrix, names)]
     seen = lambda f: ' and '.join(sorted({f(r) for r in records}))
     page = render('conditions.md', matrix=matrix, records=records, seeds=long.seeds.max(),
                   steps=seen(lambda r: format(r['config']['iterations'], ',')),

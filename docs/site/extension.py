@@ -1,0 +1,48 @@
+"""What Sphinx lacks for this site: equations without scripts, and a table of contents below the start page."""
+import html
+import json
+import re
+from latex2mathml.converter import convert
+from sphinx.util import logging
+
+CONTENTS = ['paper', 'data', 'experiments', 'common', 'doors', 'drivers', 'guides', 'results', 'demo']
+logger = logging.getLogger(__name__)
+
+
+def mathml(latex: str, display: str) -> str:
+    "An equation as MathML, which browsers draw by themselves. Its number stands beside it."
+    number = re.search(r'\\tag\{(.*?)\}', latex)
+    latex = re.sub(r'\\tag\{.*?\}', '', latex).replace('{aligned}', '{align*}')
+    drawn = convert(latex.strip(), display=display)
+    if left := re.findall(r'\\\w+', drawn):
+        logger.warning('equation with %s, which is not known: %s', left, latex)
+    return drawn + (f'<span class="eqno">({html.escape(number[1])})</span>' if number else '')
+
+
+def visit_math(self, node):
+    self.body.append(mathml(node.astext(), 'inline'))
+    from docutils.nodes import SkipNode
+    raise SkipNode
+
+
+def visit_math_block(self, node):
+    self.body.append(f'<div class="equation">{mathml(node.astext(), "block")}</div>')
+    from docutils.nodes import SkipNode
+    raise SkipNode
+
+
+def add_contents(app, docname, source):
+    "The start page is a notebook; what belongs to the site is put below it."
+    if docname != app.config.root_doc:
+        return
+    book = json.loads(source[0])
+    pages = [f'../docs/site/pages/{name}' for name in CONTENTS] + ['../apidocs/rrn/rrn']
+    lines = ['```{toctree}', ':hidden:', '', *pages, '```']
+    book['cells'].append(dict(cell_type='markdown', id='contents', metadata={}, source='\n'.join(lines)))
+    source[0] = json.dumps(book)
+
+
+def setup(app):
+    app.add_html_math_renderer('mathml', (visit_math, None), (visit_math_block, None))
+    app.connect('source-read', add_contents)
+    return dict(parallel_read_safe=True, parallel_write_safe=True)
