@@ -26,7 +26,7 @@ wildcard_constraints: run='[A-Za-z0-9][A-Za-z0-9._+-]*'
 localrules: reports, runs, trained
 
 rule reports:
-    input: GOALS.tables + GOALS.figures[:1] + GOALS.answer[:1] + GOALS.wanted
+    input: GOALS.tables + GOALS.figures[:1] + GOALS.answer[:1] + GOALS.report + GOALS.wanted
 
 rule runs:
     input: GOALS.wanted
@@ -44,6 +44,13 @@ rule answer:
     output: GOALS.answer or 'no-answer'
     params: content=GOALS.answer_content
     shell: '{PYTHON:q} -m rrn.experiments.matrix answer'
+
+# Tables lie in a fresh clone in any order of time: what their records are says whether the report is of them.
+rule report:
+    input: ancient(GOALS.tables + GOALS.answer)
+    output: GOALS.report or 'no-report'
+    params: content=GOALS.content + GOALS.answer_content
+    shell: '{PYTHON:q} -m rrn.experiments.paper_report pages report crate'
 
 rule figures:
     input: GOALS.drawn_from

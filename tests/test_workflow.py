@@ -20,7 +20,7 @@ from rrn.experiments.matrix import (device_slot, draw_scenes, given_matrix, resu
                                     weights_file)
 from rrn.experiments.record import published_run, rows_file
 from rrn.common.core import write_json
-from rrn.experiments.workflow import read_settings, done_stamp
+from rrn.experiments.workflow import answer_goals, read_settings, done_stamp
 
 REPO = Path(__file__).resolve().parents[1]
 TINY = dict(datasets='shapes-unc', more_seeds='', image_size=64, D_Q=8, D_I=8, D_S=8, embed_dim=8)
@@ -131,6 +131,7 @@ def pretend_clone(counts_last=False):
     matrix = given_matrix()
     counts = [f for c in matrix.cells() for f in published_rows(c)]
     made = [f'reports/tables/table{n}.{e}' for n in (1, 2) for e in ('md', 'csv', 'tex')] + ['reports/tables/claims.md']
+    made += [*answer_goals()['answer'], *answer_goals()['report']]
     drawn = [f'reports/figures/figure{n}.{e}' for n in range(1, 6) for e in ('png', 'pdf')] + ['reports/figures/figures.json']
     pretend(drawn + made + counts if counts_last else counts + made + drawn)
     record = dict(training_seconds=60., code='old', device='a processor')

@@ -123,7 +123,7 @@ def term_keys(c:Claim, matrix:Matrix, kind, split) -> list:
     return [f'{names[k]} {s}' + ' (dcrf)' * crf for _, (_, crf), k, s, _ in claim_terms(c, kind, split)]
 
 def claim_page(c:Claim, matrix:Matrix, lines:pd.DataFrame, terms:dict, place:Path) -> str:
-    "The page of a claim in the folder `place`: its lines of `claims_table`, and every run behind them; `terms`, by data."
+    "The page of a claim in the folder `place`: its lines of `claims_table`, and every run behind; `terms`, by data."
     columns = ['on', 'seed', 'difference [95 % for other images]', 'scores and runs']
     rows = [row for data in lines.data for row in seed_rows(c, matrix, place, data, terms[data])]
     shown = [[r.data, paper_text(r), our_text(r), int(r.seeds), r.stands_on, verdict_text(r)]

@@ -17,7 +17,7 @@ import pandas as pd
 from ..common.core import whole_file
 from ..common.viz import Picture
 from ..train import read_log
-from .claims import Claim, claim, claims_table, our_text, SMALLEST_DIFFERENCE
+from .claims import Claim, claim, claims_table, linked, our_text, SMALLEST_DIFFERENCE
 from .matrix import (at_rate, DECISIVE, FACTORS, given_matrix, kind_of, Matrix, RATES, record_state,
                                     record_that_counts, SEARCHED, splits_of)
 from .figures import save_figure
@@ -138,7 +138,7 @@ def draw_curves(matrices:list, dataset='shapes-unc') -> Picture:
 def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
     "The lines of `factor_differences` on a split: difference and interval in points, by question."
     lines = table[(table.data == data) & table.ours.notna()].iloc[::-1]
-    fig = Picture(7.2, .26 * len(lines) + .9)
+    fig = Picture(8.6, .26 * len(lines) + .9)
     ax = fig.subplots()
     ax.axvspan(-SMALLEST_DIFFERENCE, SMALLEST_DIFFERENCE, color='0.9', lw=0)
     ax.axvline(0, color='k', lw=.6)
@@ -151,10 +151,11 @@ def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
     return fig
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180019
-def questions_text(table:pd.DataFrame) -> list:
-    "[(question, its lines in Markdown)] of `factor_differences`."
+def questions_text(table:pd.DataFrame, matrix:Matrix) -> list:
+    "[(question, its lines in Markdown)] of `factor_differences`; a claim is a link to its page."
+    pages = f'../claims/{matrix.subfolder}'
     def shown(lines):
-        rows = [[r.claim, r.data, our_text(r), int(r.seeds), r.verdict] for r in lines.itertuples()]
+        rows = [[linked(r, pages), r.data, our_text(r), int(r.seeds), r.verdict] for r in lines.itertuples()]
         return markdown(pd.DataFrame(rows, columns=['claim', 'data', 'ours', 'seeds', 'verdict'], dtype=object))
     made = table.dropna(subset='ours')
     return [(name, shown(lines)) for name in QUESTIONS if len(lines := made[made.question == name])]
@@ -172,11 +173,11 @@ def factors_page(matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix
     "`factors.md`."
     table = factor_differences(matrix)
     return render('factors.md', matrix=matrix, scores=scores_text(factors_table(matrix)),
-                  questions=questions_text(table), rates=rates_text(rates_table(search)),
+                  questions=questions_text(table, matrix), rates=rates_text(rates_table(search)),
                   longer=scores_text(factors_table(longer)), longer_steps=longer.overrides['iterations'],
-                  longer_questions=questions_text(factor_differences(longer)), photographs=photographs,
+                  longer_questions=questions_text(factor_differences(longer), longer), photographs=photographs,
                   photographed=scores_text(factors_table(photographs)),
-                  photographed_questions=questions_text(factor_differences(photographs)),
+                  photographed_questions=questions_text(factor_differences(photographs), photographs),
                   rate=matrix.configuration('row12', matrix.main_dataset, 0).lr,
                   steps=matrix.configuration('row12', matrix.main_dataset, 0).iterations)
 

@@ -240,7 +240,8 @@ def plain_findings(record:dict,      # of a run with the control '(shuffled)', a
     made = sum(record_state(paper, cell) != 'missing' for cell in paper.cells())
     page = render('plain_findings.md', answer=answer, pyramid=pyramid_sentence(claims),
                   first=share_of_first_map(claims), matrix=matrix, config=record['config'],
-                  steps=preset('paper').iterations, made=made, wanted=len(paper.cells()), own=metrics[key]['overall_iou'],
+                  steps=preset('paper').iterations, made=made, wanted=len(paper.cells()),
+                  own=metrics[key]['overall_iou'],
                   shuffled=metrics[f'{key} (shuffled)']['overall_iou'])
     return page.rstrip()
 
