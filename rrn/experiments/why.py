@@ -309,8 +309,8 @@ def decided(table, guess:Guess) -> dict:
     both = pd.DataFrame({name: quantity(table, guess, name) for name in (BARE_CELL, NORMED_CELL)}).dropna()
     held = sum(bool(GUESS_RULES[guess.rule](line[BARE_CELL], line[NORMED_CELL])) for _, line in both.iterrows())
     answer = {0: 'does not hold', len(both): 'holds'}.get(held, f'holds in {held} of {len(both)}') if len(both) else ''
-    return dict(guess=guess.name, rule=guess.rule, bare=both[BARE_CELL].mean(), normed=both[NORMED_CELL].mean(), seeds=len(both),
-                answer=answer)
+    means = dict(bare=both[BARE_CELL].mean(), normed=both[NORMED_CELL].mean())
+    return dict(guess=guess.name, rule=guess.rule, **means, seeds=len(both), answer=answer)
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w1900028
 COLOURS_OF = {'row12': 'C3', 'row12-gates': 'C1', 'row12-gates-cell': 'C0', 'row12-released': 'C2', 'row5-norm': '0.35',
@@ -394,7 +394,7 @@ def looked_up(table, when) -> dict:
     return {name: dict(zip(SHOWN_NUMBERS, system_line(lines))) for name, lines in found.items()}
 
 def closer(numbers, name) -> str:
-    "The system, `BARE_CELL` or `NORMED_CELL`, that the cell with norms on its gates is nearer to in a number; as a ratio."
+    "`BARE_CELL` or `NORMED_CELL`: which the cell with norms on its gates is nearer to in a number, as a ratio."
     bare, gated, normed = (max(numbers[system][name], 1e-9) for system in (BARE_CELL, GATED_CELL, NORMED_CELL))
     return BARE_CELL if abs(np.log(gated / bare)) < abs(np.log(gated / normed)) else NORMED_CELL
 
@@ -407,8 +407,9 @@ def small_start(before, after) -> str:
     numbers = [[f'{some[system][name]:.{n}f}' for system in (BARE_CELL, GATED_CELL, NORMED_CELL)]
                for some, name, n in ((before, 'gradient at q', 3), (before, 'rms of h_T', 2), (after, 'own head', 1))]
     shown = [' / '.join(some) for some in numbers]
-    return (f'Without norms, with norms on the gates, and with norms on gates and cell, {shown[0]} of the gradient at h_T '
-            f'reaches q before training, h_T has a size of {shown[1]}, and the network scores {shown[2]} after it. {told}')
+    return (f'Without norms, with norms on the gates, and with norms on gates and cell, {shown[0]} of the gradient '
+            f'at h_T reaches q before training, h_T has a size of {shown[1]}, and the network scores {shown[2]} '
+            f'after it. {told}')
 
 def full_gates(after) -> str:
     "What gates at their ends have to do with the outcome."
@@ -419,7 +420,8 @@ def full_gates(after) -> str:
 
 def where_lost(after) -> str:
     "Where the mask is lost: how much is read in the states, and by the own head."
-    lost = {name: after[NORMED_CELL][name] - after[BARE_CELL][name] for name in ('read in h_0', 'h_1', 'h_T', 'own head')}
+    names = ('read in h_0', 'h_1', 'h_T', 'own head')
+    lost = {name: after[NORMED_CELL][name] - after[BARE_CELL][name] for name in names}
     points = ', '.join(f'{name} {value:+.1f}' for name, value in lost.items())
     return f'What norms add to what a linear reader finds, in points: {points}.'
 
