@@ -479,9 +479,11 @@ def finding(lines:pd.DataFrame) -> dict:
     """What README says of a claim, from its lines of `claims_table`: the difference on unc val, and on how many splits
     the verdict is the same."""
     first = lines[lines.data == 'unc val'].iloc[0]
-    same = f', on {(lines.verdict == first.verdict).sum()} of {len(lines)} splits' if len(lines) > 1 else ''
+    judged = lines[lines.verdict.isin(CLAIM_VERDICTS)]
+    same = (judged.verdict == first.verdict).sum()
+    on = f', on {same} of {len(judged)} splits that have a verdict' if same and len(lines) > 1 else ''
     return dict(says=CLAIMS_OF_README[first.claim], paper=first.paper, data=first.data, ours=our_text(first),
-                verdict=VERDICTS_OF_README[first.verdict] + same)
+                verdict=VERDICTS_OF_README[first.verdict] + on)
 
 def findings(matrix:Matrix,   # whose claims
              record:dict      # of a run with the control '(shuffled)', as `read_records` gives it
