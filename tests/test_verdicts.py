@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from rrn.common.core import RRNError, write_json
-from rrn.experiments.claims import (CLAIM_COLUMNS, CLAIM_VERDICTS, CLAIMS, claims_page, claims_table, holm, judged, LEVEL,
-                                    NO_VERDICTS, paper_difference, SAME_VERDICT, SMALLEST_DIFFERENCE, training_doubt, verdict)
+from rrn.experiments.claims import (CLAIM_COLUMNS, CLAIM_VERDICTS, CLAIMS, claims_page, claims_table, holm, NO_VERDICTS, paper_difference, SAME_VERDICT, SMALLEST_DIFFERENCE, training_doubt, verdict,
+                                    with_verdicts)
 from rrn.experiments.matrix import given_matrix
 from rrn.experiments.record import write_rows
 from rrn.experiments.tables import results, signed_sum, table1, Term
@@ -263,7 +263,7 @@ def test_extra_rows_are_paired_by_seed(tmp_path):
 
 
 def test_a_table_without_lines_is_judged():
-    assert judged(pd.DataFrame(columns=[*CLAIM_COLUMNS, 'about'])).empty
+    assert with_verdicts(pd.DataFrame(columns=[*CLAIM_COLUMNS, 'about'])).empty
 
 
 def test_keys_and_sections_of_claims():
