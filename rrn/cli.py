@@ -19,6 +19,7 @@ COMMANDS = dict(
     convert='rrn.data.convert:main',
     score='rrn.experiments.score:main',
     leaks='rrn.experiments.leaks:main',
+    exam='rrn.experiments.exam:main',
     benchmark='rrn.experiments.benchmark:main',
     publish='rrn.experiments.report:main',
     package='rrn.experiments.package:main',

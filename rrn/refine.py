@@ -6,7 +6,8 @@
 __all__ = ['ACTIVATIONS', 'UPDATES', 'EPSILON', 'IN_PLACE', 'NORMALISED', 'NORMS', 'PEEPHOLES', 'COMMON', 'Update', 'same_conv',
            'update_function', 'layer_norm', 'RNN', 'Plain', 'FPN', 'LSTMStep', 'glorot_', 'peephole_weights', 'peep',
            'ConvLSTM', 'conv_same', 'ReleasedConvLSTM', 'released_cell_to_tf', 'released_cell_from_tf', 'find_update',
-           'options_of', 'check_update', 'make_update', 'update_checksum', 'parse_pyramid', 'resize_to', 'Refinement']
+           'imported_module', 'options_of', 'check_update', 'make_update', 'update_checksum', 'parse_pyramid',
+           'resize_to', 'Refinement']
 
 # %% ../nbs/1_paper/04_refine.ipynb #3d6802ca
 import ast, hashlib, importlib, inspect, math, os, re, sys, textwrap, traceback
@@ -371,21 +372,21 @@ def find_update(update:str   # a name in `UPDATES`, that of a file here that reg
     "The class of an update function, imported if it is given by a path. `RRNError` for what there is not."
     if ':' not in update:
         unknown = update not in UPDATES and re.fullmatch(r'\w+', update)
-        if unknown and os.path.isfile(f'{update}.py'): _imported(update, update)
+        if unknown and os.path.isfile(f'{update}.py'): imported_module(update, f"update={update!r}")
         return UPDATES[one_of('update', update, [*UPDATES, 'module:Class'])]
     module, _, name = update.partition(':')
-    found = getattr(_imported(module, update), name, None)
+    found = getattr(imported_module(module, f"update={update!r}"), name, None)
     if isinstance(found, type) and issubclass(found, Update): return found
     raise RRNError(f"update={update!r}: module {module} has no class {name} that is an rrn.refine.Update.")
 
-def _imported(module:str, update:str):
+def imported_module(module:str, said:str):
     "A module, also from the working directory. `RRNError` naming what was tried."
     if os.getcwd() not in sys.path: sys.path.append(os.getcwd())
     try: return importlib.import_module(module)
     except Exception as e:
         last = traceback.extract_tb(e.__traceback__)[-1]
         why = f'{type(e).__name__}: {e}; {last.filename}, line {last.lineno}'
-        raise RRNError(f"update={update!r}: importing {module} failed ({why}). It was looked for in {os.getcwd()} and "
+        raise RRNError(f"{said}: importing {module} failed ({why}). It was looked for in {os.getcwd()} and "
                        "in Python's own places (PYTHONPATH, installed packages).") from e
 
 # %% ../nbs/1_paper/04_refine.ipynb #6d1f0a0d

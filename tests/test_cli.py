@@ -159,7 +159,7 @@ def test_wrong_words_are_answered_in_a_line(words, said, capsys):
 @pytest.mark.parametrize('words, said', [
     (['train', 'dataset=unk'], "Did you mean 'unc'"), (['train', '--update', 'lsmt'], "Did you mean 'lstm'"),
     (['doctor', 'umc'], "Did you mean 'unc'"), (['evaluate', '--folder', '/nowhere'], 'no finished run'),
-    (['matrix', 'trian'], "Did you mean 'train'"), (['leaks', '--data_root', '/nowhere'], 'unc is not here'),
+    (['matrix', 'trian'], "Did you mean 'train'"), (['leaks', '--data_root', '/nowhere'], 'is no folder'),
     (['publish', '.'], 'cannot be the name of a run')])
 def test_what_cannot_be_done_is_status_1(words, said, capsys):
     status, out, err = ends(words, capsys)

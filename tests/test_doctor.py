@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from rrn.common.core import read_json, RRNError, write_json
+from rrn.common.core import read_json, repo_root, RRNError, write_json
 from rrn.data.doctor import check_words, examine, EXAMPLES_SHOWN, Findings, main, data_folder
 from rrn.data.datasets import READERS, register_dataset
 from rrn.data.refer import IMAGE_FOLDER, ReferringDataset
@@ -83,7 +83,7 @@ def test_nothing_to_examine(tmp_path):
     with pytest.raises(RRNError, match='no folder'): examine('unc', tmp_path/'nowhere')
     with pytest.raises(RRNError, match="Did you mean 'unc"): examine('umc+', tmp_path)
     assert examine('referit', tmp_path, progress=False).status == 1
-    assert str(data_folder('unc', '')) == 'data' and 'shapes' in str(data_folder('shapes-unc', '')) and data_folder('unc', tmp_path) == tmp_path
+    assert data_folder('unc', '') == repo_root()/'data' and 'shapes' in str(data_folder('shapes-unc', '')) and data_folder('unc', tmp_path) == tmp_path
 
 # ---- pictures --------------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 """Planted overlaps are found exactly: by number in every kind of list, and by look; and what scores are without them."""
-import gzip, json, pickle
+import gzip, json, pickle, signal, subprocess, sys
 import numpy as np
 import pytest
 from PIL import Image
@@ -123,7 +123,9 @@ def test_what_is_not_here_is_said(root, tmp_path):
     for name in ('refs(unc).p', 'instances.json'): (tmp_path/'refcoco'/name).write_bytes((root/'refcoco'/name).read_bytes())
     page = find_leaks(data_root=str(tmp_path))
     assert 'Nothing is said of these: unc+ is not here; gref is not here; ' in page and 'unc is a subset' in page
-    with pytest.raises(RRNError, match='none of unc, .* is in .*unc is not here'): find_leaks(data_root=str(tmp_path/'nowhere'))
+    with pytest.raises(RRNError, match='no folder'): find_leaks(data_root=str(tmp_path/'nowhere'))
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(RRNError, match='none of unc, .* is in .*unc is not here'): find_leaks(data_root=str(tmp_path/'empty'))
     (tmp_path/'refcoco+').mkdir()
     (tmp_path/'refcoco+'/'refs(unc).p').write_bytes(b'no pickle')
     assert 'unc+ cannot be read: ' in find_leaks(data_root=str(tmp_path)), 'damage in one set does not hide the others'
@@ -204,3 +206,32 @@ def test_real_lists(shared, tmp_path):
     assert picture_named('COCO_train2014_000000580957_4.jpg') == PictureId('coco', 580957)
     page = find_leaks((str(tmp_path/'a.json'),), data_root=str(shared/'data'/'refcoco-real-mini'))
     assert '| unc testA | 2 | 2 | 18 | 18 | 100.0 |' in page and '| unc val | 0 | 5 | 0 | 45 | 0.0 |' in page
+
+
+def test_who_stops_reading_gets_no_traceback():
+    "As in `rrn leaks | head -1`: one mechanism for all commands, so any command will do."
+    script = "from rrn.common.command import as_command\n@as_command('x')\ndef main():\n    'x'\n    for n in range(200_000): print(n)\nraise SystemExit(main([]))"
+    with subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        assert p.stdout.readline() == '0\n'
+        p.stdout.close()
+        assert p.stderr.read() == '' and p.wait() == 128 + signal.SIGPIPE
+
+
+def test_a_short_page_that_nobody_reads():
+    "It breaks only where it is flushed."
+    script = "import sys, time\nfrom rrn.common.command import as_command\n@as_command('x')\ndef main():\n    'x'\n    time.sleep(.5)\n    print('a page')\nraise SystemExit(main([]))"
+    with subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        p.stdout.close()
+        assert p.stderr.read() == '' and p.wait() == 128 + signal.SIGPIPE
+
+
+def test_without_a_folder_the_projects_data_are_meant(monkeypatch, tmp_path):
+    "Wherever one stands, as with the other commands."
+    from rrn.common.core import repo_root
+    from rrn.data.doctor import data_folder
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'data').mkdir()
+    looked = []
+    monkeypatch.setattr('rrn.experiments.leaks.all_splits', lambda root, datasets: looked.append(root) or ([], {}))
+    with pytest.raises(RRNError, match='none of'): find_leaks()
+    assert looked == [repo_root()/'data'] == [data_folder('unc', '')]

@@ -63,9 +63,8 @@ def test_a_difference_is_seen(box):
     predictor = Predictor.from_pretrained(label_of(box)['name'], device='cpu').set_image(box.folder/'scene.jpg')
     told = read_json(box.folder/'scene.json')['asked'][0]
     answer = predictor.predict(told['sentence'])
-    row, column = map(int, (answer.probability > .9).nonzero()[0][:1].tolist() + (answer.probability > .9).nonzero()[1][:1].tolist())
-    answer.mask[row, column] = False
-    assert differs(answer, told) == 1
+    answer.mask[:9] ^= True
+    assert differs(answer, told) > 9
 
 
 def content(folder):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from docments import documented
+from links import faults
 
 REPO = Path(__file__).resolve().parents[2]
 START = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=nbs/index.html"><a href="nbs/index.html">rrn</a>'
@@ -33,6 +34,21 @@ def copy_sources(place: Path):
             shutil.copy(REPO/name, place/name)
 
 
+def add_demo(folder: Path, source: Path):
+    "Make the page that asks the library's model in a browser, and show it in the site; where that fails, say so."
+    from rrn.common.core import RRNError
+    try:
+        from rrn.experiments.export import export_page
+        from rrn.predict import Predictor
+        export_page(Predictor.from_pretrained('shapes-unc', device='cpu'), folder)
+        shown = '<iframe src="../../../demo/index.html" title="the model in this page" class="demo"></iframe>'
+    except (ImportError, RRNError) as e:
+        print(f'the browser demo is left out: {e}', file=sys.stderr)
+        shown = 'It was not built here: `rrn export --page FOLDER` needs npm, onnx and a network, once.'
+    page = source/'docs'/'site'/'pages'/'demo.md'
+    page.write_text(page.read_text().replace('<!-- demo -->', shown))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=REPO/'build'/'site', help='folder; the pages are in its html/')
@@ -40,11 +56,14 @@ def main():
     source, pages = args.out/'source', args.out/'html'
     copy_sources(source)
     shutil.rmtree(pages, ignore_errors=True)
+    add_demo(pages/'demo', source)
     sphinx = [sys.executable, '-m', 'sphinx', '-b', 'html', '-W', '--keep-going', '-q', '-j', 'auto', '-c', REPO/'docs'/'site']
     done = subprocess.run([*sphinx, '-d', args.out/'doctrees', source, pages])
     if done.returncode:
         sys.exit(done.returncode)
     (pages/'index.html').write_text(START)
+    if wrong := faults(pages):
+        sys.exit('\n'.join(['error: links that lead nowhere, or things from elsewhere:', *wrong]))
     print(f'{pages}/index.html')
 
 

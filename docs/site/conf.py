@@ -9,11 +9,13 @@ project_copyright = f'2026 onwards, {author}'
 language = 'en'
 root_doc = 'nbs/index'
 extensions = ['myst_nb', 'autodoc2', 'extension']
-include_patterns = ['nbs/**', 'docs/**', 'reports/**', 'data/*.md', '*.md', 'apidocs/**', 'rrn/assets/models/**']
+include_patterns = ['nbs/**', 'docs/**', 'reports/**', 'data/*.md', '*.md', 'apidocs/rrn/**', 'rrn/assets/models/**']
+exclude_patterns = ['reports/runs/*/*/*.ipynb']      # executed copies of the drivers
 
 # notebooks as they are committed
 nb_execution_mode = 'off'
 nb_mime_priority_overrides = [('html', 'application/vnd.jupyter.widget-view+json', None)]
+nb_ipywidgets_js = {}                               # nothing is fetched from elsewhere
 myst_enable_extensions = ['dollarmath', 'fieldlist']
 myst_heading_anchors = 4
 suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type']      # a page may begin with any level of heading

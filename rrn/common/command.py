@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TRUTH', 'SHORT', 'parameter_comments', 'type_of', 'named_parameters', 'parameters_of', 'typed', 'typed_settings',
            'as_flags', 'next_pair', 'as_flag', 'as_setting', 'form_of', 'marked_type', 'in_one_line', 'parse_words',
-           'given_by', 'fields_given', 'WrongWords', 'as_command', 'refuse']
+           'given_by', 'fields_given', 'WrongWords', 'as_command', 'printed', 'nobody_reads', 'refuse']
 
 # %% ../../nbs/4_common/09_command.ipynb #d8bbbd9a
-import ast, contextlib, functools, inspect, io, re, sys, textwrap, tokenize
+import ast, contextlib, functools, inspect, io, os, re, signal, sys, textwrap, tokenize
 from dataclasses import fields, is_dataclass
 from itertools import dropwhile, takewhile
 from typing import Annotated
@@ -184,12 +184,24 @@ def as_command(name:str,                  # `rrn name`
             words, prog = list(sys.argv[1:] if argv is None else argv), f'rrn {name}'
             try: given = given_by(words, f, prog, functions, without, options)
             except RRNError as e: refuse(e, prog)
-            try: return f(**given) or 0
+            try: return printed(f(**given) or 0)
+            except BrokenPipeError: return nobody_reads()
             except WrongWords as e: refuse(e, prog)
             except RRNError as e: print(f'error: {e}', file=sys.stderr)
             return 1
         return main
     return turned
+
+def printed(status:int) -> int:
+    "`status`, once all that was printed is out: where nobody reads it any more, that shows here."
+    sys.stdout.flush()
+    return status
+
+def nobody_reads() -> int:
+    "The status of a program whose reader went away, as `rrn leaks | head` does. What is left to print goes nowhere."
+    with contextlib.suppress(OSError):                   # io.UnsupportedOperation is one: not a stream of the system
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 def refuse(error, prog):
     "End the program with status 2 and a line that says what is wrong."

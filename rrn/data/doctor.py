@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..common.command import as_command
-from ..common.core import one_of, process_pool, read_json, RRNError, write_json
+from ..common.core import one_of, process_pool, read_json, repo_root, RRNError, write_json
 from ..common.notebook import progress_bar
 from ..common.pictures import read_image
 from .datasets import READERS
@@ -365,9 +365,9 @@ class Report:
 
 # %% ../../nbs/2_data/07_doctor.ipynb #b2cad3de
 def data_folder(dataset:str, root) -> Path:
-    "The data folder: `root` if one is given, else where the embedded sets lie, or data/."
+    "The data folder: `root` if one is given, else where the embedded sets lie, or the project's data/."
     if str(root) not in ('', '.'): return Path(root)
-    return default_root() if dataset.startswith('shapes-') else Path('data')
+    return default_root() if dataset.startswith('shapes-') else repo_root()/'data'
 
 def examine(dataset:str,          # unc, unc+, gref, gref-umd, referit, grefcoco, own, shapes-unc and so on
             root:str='',          # folder of the data; '': data, or where the embedded sets lie

@@ -312,7 +312,7 @@ def beside(masks, said, found, anchor, view):
                                         for i in found if i != nearest)
     return nearest if clear and (sideways or said != 'beside') else None
 
-# %% ../../nbs/2_data/12_pairs.ipynb #b1ef0cf5
+# %% ../../nbs/2_data/12_pairs.ipynb #f9c102d4
 EXAM_SEED = 16       # of the scenes; nothing is trained on them
 
 class Shown(NamedTuple):
@@ -366,11 +366,11 @@ def assembled(name, offered, most:int) -> Exam:
     return Exam(name, chosen, pictures)
 
 def drawn_exam(pairs:int=80,        # of each skill and style
-               scenes:int=600,      # drawn at most
+               scenes:int=0,        # drawn at most; 0: eight times as many as pairs
                seed:int=EXAM_SEED
               ) -> Exam:
     "The exam on drawn scenes: the same for everybody, and the same every time."
-    return assembled('drawn scenes', (scene_pairs(seed, index) for index in range(scenes)), pairs)
+    return assembled('drawn scenes', (scene_pairs(seed, index) for index in range(scenes or 8 * pairs)), pairs)
 
 def scene_pairs(seed, index) -> tuple:
     "(its number, `Shown`, pairs) of a drawn scene."

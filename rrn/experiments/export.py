@@ -79,8 +79,8 @@ def graphs(predictor:Predictor) -> tuple:
     model = copy.deepcopy(predictor.model).cpu().eval().requires_grad_(False)
     for update in model.head.refine.updates:
         if hasattr(update, 'goes_quickly'): update.goes_quickly = lambda h: False
-    cnn = CNNGraph(model)
-    return cnn, HeadGraph(model, cnn.levels)
+    cnn = CNNGraph(model).eval()
+    return cnn, HeadGraph(model, cnn.levels).eval()
 
 def names_of_gates(predictor) -> list:
     "[letter, step] of each gate that the head gives, in their order."

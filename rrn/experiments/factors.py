@@ -138,7 +138,7 @@ def draw_curves(matrices:list, dataset='shapes-unc') -> Picture:
 def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
     "The lines of `factor_differences` on a split: difference and interval in points, by question."
     lines = table[(table.data == data) & table.ours.notna()].iloc[::-1]
-    fig = Picture(7.2, .26 * len(lines) + .9)
+    fig = Picture(8.6, .26 * len(lines) + .9)
     ax = fig.subplots()
     ax.axvspan(-SMALLEST_DIFFERENCE, SMALLEST_DIFFERENCE, color='0.9', lw=0)
     ax.axvline(0, color='k', lw=.6)

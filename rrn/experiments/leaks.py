@@ -24,6 +24,7 @@ from ..common.pictures import read_image
 from ..data.datasets import open_dataset
 from ..data.doctor import map_in_workers
 from ..data.refer import list_of_refs, REFER_SETS
+from .jobs import find_data_root
 from .predictions import json_objects
 from .report import markdown
 from .score import all_scores, few_workers, FORMAT, score_table, Scored, scored_of
@@ -306,7 +307,7 @@ def unread_note(training:Training) -> str:
 # %% ../../nbs/3_experiments/17_leaks.ipynb #502b951f
 def find_leaks(
     training:tuple[str, ...]=(),    # lists or folders of pictures, or splits such as unc:train; none: the sets' own
-    *, data_root:str='data',        # folder of the data sets
+    *, data_root:str='',            # folder of the data sets; '': the project's data/
     datasets:tuple[str, ...]=(),    # data sets to look at; none: what there is of RefCOCO, +, g, ReferIt and gRefCOCO
     scores:str='',                  # a score file of rrn score: scores with and without what was trained on
     numbers:Literal['coco', 'referit']='coco',   # whose plain numbers are
@@ -315,10 +316,11 @@ def find_leaks(
     workers:int=-1                  # processes that look at pictures; -1: one a core
 ) -> str:                           # the page
     "Find pictures of val and test splits that were trained on."
-    splits, missing = all_splits(data_root, datasets)
+    root = find_data_root(data_root)
+    splits, missing = all_splits(root, datasets)
     if not splits:
         said = '; '.join(f'{dataset} {why}' for dataset, why in missing.items())
-        raise RRNError(f"none of {', '.join(missing)} is in {data_root}. Give the folder with --data_root. ({said})")
+        raise RRNError(f"none of {', '.join(missing)} is in {root}. Give the folder with --data_root. ({said})")
     trainings = [read_training(t, numbers, splits) for t in training]
     pairs, notes = [], []
     for t in trainings:

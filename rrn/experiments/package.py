@@ -192,14 +192,15 @@ def runs_text(rle) -> dict:
     counts = rle['counts']
     return dict(size=list(rle['size']), counts=counts.decode() if isinstance(counts, bytes) else counts)
 
-# %% ../../nbs/3_experiments/18_package.ipynb #8e13c3c6
+# %% ../../nbs/3_experiments/18_package.ipynb #d8203fca
 @as_command('package')
 def main(run:str,                 # name or folder of a finished run
          *, name:str='',          # of the model; '': its data set's
          data_root:str=''         # folder of the data it was evaluated on; '': the project's data/
         ):
-    """Put a trained run into the library, as the model that answers when no other is there.
-    Publishes its record, and writes weights, card, scores and a scene to rrn/assets/models."""
+    """Put a trained run into the library.
+    It answers where nothing else was trained. Publishes its record, and writes weights, card, scores and a scene to
+    rrn/assets/models."""
     need_checkout('putting a model into the library')
     source = Run(find_run(run))
     if not published_run(source.name).exists: publish(source.name, folder=source.folder.parent)

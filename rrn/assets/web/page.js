@@ -62,7 +62,7 @@ function show() {
   const changed = p => model.maskOf(p).reduce((n, m, i) => n + (m !== seen.mask[i]), 0);
   const less = seen.others.map((p, k) => figure(`without "${seen.words[k]}": ${changed(p)} pixels change`,
     heat(p.map((x, i) => (1 + seen.probability[i] - x) / 2), .65, colours.coolwarm)));
-  const letters = [...new Set(about.gates.map(([letter]) => letter))];
+  const letters = [...new Set(about.gates.map(([letter]) => letter))].sort();
   at('mask').replaceChildren(tinted(seen.mask));
   at('probability').replaceChildren(heat(seen.probability, .85));
   at('inside').replaceChildren(...(less.length ? [row('One word less: red is what the answer owes to it, blue what it keeps out', less)] : []),
@@ -115,6 +115,7 @@ async function take(source) {                    // a picture's file or address
   context.imageSmoothingQuality = 'high';
   context.drawImage(bitmap, 0, 0, width, height);
   picture = { data: context.getImageData(0, 0, width, height).data, width, height };
+  at('pixel').replaceChildren();
   await model.setImage(picture.data, height, width);
 }
 

@@ -1,0 +1,166 @@
+"""In a real browser: the explorer in JupyterLab; the built site, on a wide and a narrow screen. Skipped without Chromium."""
+import functools
+import http.server
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+PAGES = REPO/'build'/'site'/'html'
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason='no Chromium here: apt-get install chromium')]
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with playwright.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        yield opened
+        opened.close()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def keep(page, name):
+    "Keep what is seen, where one asked for it."
+    if os.environ.get('RRN_SCREENSHOTS'): page.screenshot(path=Path(os.environ['RRN_SCREENSHOTS'])/f'{name}.png')
+
+
+# ---- the site --------------------------------------------------------------------------------------------------------
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope='module')
+def site():
+    if not (PAGES/'index.html').exists(): pytest.skip('the site is not built: uv run --group site python docs/site/build.py')
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=PAGES))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_address[1]}'
+    server.shutdown()
+
+
+SOME = ['nbs/index', 'nbs/1_paper/04_refine', 'nbs/explore', 'reports/README', 'reports/tables/claims', 'reports/tables/table1',
+        'apidocs/rrn/rrn.refine', 'docs/site/pages/paper', 'README', 'CONTRIBUTING']
+
+
+def opened(browser, url, width=1300):
+    "A page, and what went wrong while it was loaded."
+    page, wrong = browser.new_page(viewport=dict(width=width, height=900)), []
+    page.on('console', lambda message: message.type in ('error', 'warning') and wrong.append(message.text))
+    page.on('pageerror', lambda error: wrong.append(str(error)))
+    page.on('response', lambda answer: answer.status >= 400 and wrong.append(answer.url))
+    page.on('request', lambda request: url.split('/')[2] not in request.url and request.url.startswith('http') and wrong.append(request.url))
+    page.goto(url, wait_until='load')
+    return page, wrong
+
+
+@pytest.mark.parametrize('name', SOME)
+def test_a_page_is_whole_and_fits_a_narrow_screen(browser, site, name):
+    page, wrong = opened(browser, f'{site}/{name}.html', width=400)
+    keep(page, f"narrow-{name.replace('/', '-')}")
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
+    assert page.evaluate("[...document.images].filter(i => i.loading !== 'lazy' && !(i.complete && i.naturalWidth)).map(i => i.src)") == []
+    assert wrong == []
+    page.close()
+
+
+def test_tables_are_sorted_and_the_start_page_leads_on(browser, site):
+    page, wrong = opened(browser, f'{site}/reports/tables/claims.html')
+    column = lambda: page.eval_on_selector_all('article table tbody tr', "rows => rows.map(r => r.cells[3].textContent)")
+    before = column()
+    page.click('article th >> nth=3')
+    assert sorted(before) == sorted(column()) != column() or before != column()
+    keep(page, 'sorted')
+    page.goto(f'{site}/index.html')
+    page.wait_for_url('**/nbs/index.html')
+    assert page.locator('math').count() > 20
+    keep(page, 'start')
+    page.goto(f'{site}/search.html?q=peepholes')
+    page.wait_for_selector('ul.search li')
+    assert wrong == []
+    page.close()
+
+
+# ---- JupyterLab ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "JupyterLab on a copy of the notebooks."
+    root = tmp_path_factory.mktemp('lab')
+    shutil.copytree(REPO/'nbs', root/'nbs')
+    tracker = root/'settings'/'@jupyterlab'/'notebook-extension'/'tracker.jupyterlab-settings'
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text(json.dumps(dict(windowingMode='none')))
+    news = root/'settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
+    news.parent.mkdir(parents=True)
+    news.write_text(json.dumps(dict(fetchNews='false', checkForUpdates=False)))
+    port = free_port()
+    env = os.environ | dict(JUPYTERLAB_SETTINGS_DIR=str(root/'settings'), PYTHONPATH=str(REPO), JUPYTER_CONFIG_DIR=str(root/'config'))
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--IdentityProvider.token=',
+               f'--ServerApp.root_dir={root}/nbs', f'--LabApp.workspaces_dir={root}/workspaces']
+    with open(root/'log', 'w') as log: process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f'http://127.0.0.1:{port}/api')
+                break
+            except OSError: time.sleep(.2)
+        yield f'http://127.0.0.1:{port}'
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def run_all(browser, lab, name, height=1000):
+    "A notebook in JupyterLab, with all its cells being run."
+    page = browser.new_page(viewport=dict(width=1500, height=height))
+    page.goto(f'{lab}/lab/tree/{name}')
+    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
+    page.click('.lm-MenuBar-item:has-text("Run")')
+    page.click('.lm-Menu-item:has-text("Run All Cells") >> nth=0')
+    return page
+
+
+FAULTS = '.jp-OutputArea-output[data-mime-type*="stderr"], .jp-OutputArea-output[data-mime-type*="error"]'
+
+
+def test_the_explorer_answers_what_is_typed(browser, lab):
+    page = run_all(browser, lab, 'explore.ipynb')
+    picture = page.locator('img[alt^="the picture with the mask"]').first
+    picture.wait_for(timeout=120_000)
+    page.wait_for_selector('img[alt^="h_3"]', timeout=60_000)
+    before = picture.get_attribute('src')
+    page.locator('.widget-text input[type="text"]').first.fill('top star')
+    page.wait_for_function("old => document.querySelector('img[alt^=\"the picture with the mask\"]').src !== old", arg=before, timeout=30_000)
+    picture.click(position=dict(x=60, y=50))
+    page.wait_for_selector('.rrn-pixel >> text=pixel (', timeout=30_000)
+    assert page.locator('.rrn-pictures img[alt^="without"]').count() == 2, 'two words, one less each time'
+    keep(page, 'explorer')
+    assert page.locator(FAULTS).count() == 0
+    page.close()
+
+
+@pytest.mark.parametrize('name', ['index.ipynb', '1_paper/04_refine.ipynb', 'train.ipynb'])
+def test_notebooks_run_without_a_warning(browser, lab, name):
+    if not os.environ.get('RRN_SLOW'): pytest.skip('minutes: set RRN_SLOW=1')
+    page = run_all(browser, lab, name)
+    page.wait_for_function("""() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].filter(p => p.textContent.includes('*')).length === 0
+        && [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(p => /[0-9]/.test(p.textContent))""", timeout=1_500_000, polling=2000)
+    assert page.locator(FAULTS).count() == 0 and page.locator('.jp-OutputArea img').count() > 0
+    keep(page, name.replace('/', '-'))
+    page.close()
