@@ -38,13 +38,15 @@ MAIN = 'unc val'       # the split that stands for all in short texts
 def read_table(name:str, folder=None) -> pd.DataFrame:
     "A table in reports/tables; `RRNError` if it is not there, or older than its columns."
     path = Path(folder or repo_root()/'reports'/'tables')/name
-    try: return pd.read_csv(path, dtype=dict(verdict=object, why=object))
+    try: table = pd.read_csv(path, dtype=dict(verdict=object, why=object))
     except (OSError, ValueError) as e:
         raise RRNError(f"{path} cannot be read ({e}). Make it: uv run snakemake reports --cores 2") from e
+    if not {'key', 'structure'} & {*table.columns}:
+        raise RRNError(f"{path} is of an older version. Make it again: uv run snakemake reports --cores 2")
+    return table
 
 def line_of(table:pd.DataFrame, key:str, data=MAIN):
     "The line of a claim on a split, or None if nothing was compared."
-    if 'key' not in table.columns: raise RRNError("these tables are of an older version; make them again.")
     found = table[(table.key == key) & (table.data == data) & table.ours.notna()]
     return next(found.itertuples(), None)
 
