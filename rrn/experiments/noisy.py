@@ -48,9 +48,9 @@ def noise_claims(matrix:Matrix) -> pd.DataFrame:
     kinds, shares = zip(*found.key.map(of_key)) if len(found) else ((), ())
     return found.assign(kind=list(kinds), share=list(shares))
 
-# %% ../../nbs/3_experiments/25_noisy.ipynb #bb107827
+# %% ../../nbs/3_experiments/25_noisy.ipynb #b24bd7ff
 def changes_of(table:pd.DataFrame) -> list:
-    "['LSTM above plain, flip: confirmed without noise, undecided from 10 %', ...] of `noise_claims`; [] without clean runs."
+    "['LSTM above plain, flip: confirmed without noise, undecided from 10 % on', ...]; [] without clean runs."
     found = []
     clean = table[table.kind == 'none'].set_index('claim').verdict if len(table) else {}
     for (said, kind), lines in table[table.kind != 'none'].groupby(['claim', 'kind'], sort=False) if len(table) else ():
@@ -63,7 +63,8 @@ def changes_of(table:pd.DataFrame) -> list:
 def noise_page(matrix:Matrix) -> str:
     "`noise.md`: scores by kind and share, the comparisons, and where a verdict changes."
     scores, table = noise_scores(matrix), noise_claims(matrix)
-    text = scores.assign(text=[f'{r.overall_iou:.1f} [{r.low:.1f}–{r.high:.1f}] ({r.seeds})' for r in scores.itertuples()])
+    cell = lambda r: f'{r.overall_iou:.1f} [{r.low:.1f}–{r.high:.1f}] ({r.seeds})'
+    text = scores.assign(text=[cell(r) for r in scores.itertuples()])
     by_system = text.pivot(index=['kind', 'share'], columns='system', values='text').fillna('') if len(text) else text
     rows = [[r.kind, f'{100 * r.share:g} %', r.claim, our_text(r), r.verdict] for r in table.itertuples()]
     compared = pd.DataFrame(rows, columns=['kind', 'share', 'claim', 'points', 'verdict'], dtype=object)
