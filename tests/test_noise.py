@@ -1,6 +1,9 @@
 """Wrong targets: as many as asked for, of the kind asked for, in what is trained on and nowhere else."""
 import pickle
+from dataclasses import asdict
+from itertools import product
 import numpy as np
+import pandas as pd
 import pytest
 from rrn.batches import group_by_image, Reader, read_batch
 from rrn.common.core import RRNError
@@ -8,7 +11,10 @@ from rrn.data.datasets import open_dataset
 from rrn.data.noise import has_rivals, KINDS_OF_NOISE, Targets, with_noise
 from rrn.data.shapes import write_refer
 from rrn.experiments.jobs import open_job, run_job, training_samples
-from rrn.experiments.record import data_fingerprint, run_name
+from rrn.evaluate import evaluate
+from rrn.experiments.matrix import given_matrix, NOISE_SYSTEMS
+from rrn.experiments.noisy import changes_of, noise_claims, noise_page, noise_scores, noisy_name, write_noise
+from rrn.experiments.record import add_metrics, data_fingerprint, run_name
 from rrn.model import Config, NOISES, preset
 from rrn.text import Vocabulary
 
@@ -128,3 +134,37 @@ def test_a_run_trains_on_noise_and_is_validated_without(root, tmp_path):
     assert noisy.run.record()['config']['label_noise'] == 'flip:0.24'
     with pytest.raises(RRNError, match="label_noise 'flip:0.24' -> 'flip:0.1'"):
         open_job(data_root=str(root), folder=str(tmp_path/'flip'), label_noise='flip:0.1', **TINY)
+
+
+@pytest.fixture(scope='module')
+def trained(root, tmp_path_factory):
+    "A tiny matrix with runs without noise and with 24 % flipped, of two seeds."
+    matrix = given_matrix('noise', image_size=48, D_Q=6, iterations=2, data_root=str(root), folder=str(tmp_path_factory.mktemp('runs')))
+    for seed, kind in product((0, 1), ('none', 'flip')):
+        for system in NOISE_SYSTEMS:
+            cell = matrix.cell(noisy_name(system, kind, .24), 'shapes-unc', seed)
+            settings = {k: v for k, v in asdict(cell.config).items() if k != 'weights'}
+            job = open_job(**settings, preset='small', run=cell.run, data_root=str(root), folder=matrix.folder)
+            run_job(job)
+            add_metrics(job.run, 'shapes-unc val', evaluate(job.model, job.samples('val'), job.reader()), 'rrn', job.samples('val'))
+    return matrix
+
+
+def test_the_page_has_what_is_on_record(trained):
+    scores, claims, page = noise_scores(trained), noise_claims(trained), noise_page(trained)
+    assert set(zip(scores.kind, scores.share)) == {('none', 0.), ('flip', .24)} and set(scores.seeds) == {2} and len(scores) == 6
+    assert set(zip(claims.kind, claims.share)) == {('none', 0.), ('flip', .24)} and len(claims) == 6
+    assert '| flip | 24 % | LSTM above plain |' in page and 'No run is on record' not in page
+
+
+def test_a_change_of_verdict_is_named_with_its_share():
+    verdicts = {('none', 0.): 'confirmed', ('flip', .05): 'confirmed', ('flip', .24): 'undecided', ('flip', .1): 'contradicted', ('swap', .1): 'confirmed'}
+    table = pd.DataFrame([dict(kind=k, share=s, claim='A above B', verdict=v) for (k, s), v in verdicts.items()])
+    assert changes_of(table) == ['A above B, flip: confirmed without noise, contradicted from 10 % on',
+                                 'A above B, swap: confirmed without noise, at all shares']
+    assert changes_of(table[table.kind != 'none']) == []
+
+
+def test_without_records_there_is_a_page_that_says_so(tmp_path):
+    write_noise(given_matrix('noise', folder=str(tmp_path/'none')), tmp_path)
+    assert 'No run is on record' in (tmp_path/'noise.md').read_text() and (tmp_path/'noise.csv').read_text().startswith('kind,share')

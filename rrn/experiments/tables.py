@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['METRICS1', 'RIVALS', 'TABLE_COLUMNS', 'TITLES', 'paper_numbers', 'Results', 'results', 'external_record',
            'external_results', 'system_records', 'skipped_expressions', 'stack_counts', 'Term', 'Difference',
-           'signed_sum', 'same_seeds', 'check_same_images', 'made_of', 'check_data', 'unknown_data', 'difference_entry',
-           'table_entry', 'table1', 'table2', 'cell_text', 'printed_table', 'records_named', 'table_conditions',
-           'as_markdown', 'as_latex', 'check_no_less', 'write_tables']
+           'signed_sum', 'same_seeds', 'check_same_images', 'made_of', 'wrong_labels', 'check_data', 'unknown_data',
+           'difference_entry', 'table_entry', 'table1', 'table2', 'cell_text', 'printed_table', 'records_named',
+           'table_conditions', 'as_markdown', 'as_latex', 'check_no_less', 'write_tables']
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #04bd6448
 from dataclasses import dataclass
@@ -143,12 +143,17 @@ def made_of(matrix:Matrix) -> dict:
     for dataset, system in product(matrix.datasets, matrix.systems):
         for run in system_records(matrix, system, dataset).values():
             if not run.exists or not (run.folder/'rows').is_dir(): continue
-            add(f'training data of {dataset}', run.identity().get('data'), run)
+            add(f'training data of {dataset}{wrong_labels(run)}', run.identity().get('data'), run)
             for key, entry in _evaluations(run, dataset): add(key, entry.get('data'), run)
     for name, dataset in product(matrix.external, matrix.datasets):
         run = external_record(matrix, name)
         for key, entry in _evaluations(run, dataset): add(key, entry.get('data'), run)
     return found
+
+def wrong_labels(run) -> str:
+    "What makes a run's training data its own, in words: which labels are wrong depends on its seed."
+    c = run.record()['config']
+    return f", {c['label_noise']} by seed {c['seed']}" if c.get('label_noise') else ''
 
 def _evaluations(run, dataset) -> list:
     "[(key without a CRF, entry)] of a record's results on the splits of Table 2."
