@@ -2,6 +2,7 @@
 import html
 import json
 import re
+from pathlib import Path
 from latex2mathml.converter import convert
 from sphinx.util import logging
 
@@ -42,7 +43,14 @@ def add_contents(app, docname, source):
     source[0] = json.dumps(book)
 
 
+def folder_as_text(app, env, node, content):
+    "A link to a folder of the checkout, which the site does not have, stays as text."
+    target = Path(env.doc2path(node.get('refdoc', app.config.root_doc))).parent/node.get('reftarget', '')
+    return content if target.is_dir() else None
+
+
 def setup(app):
     app.add_html_math_renderer('mathml', (visit_math, None), (visit_math_block, None))
     app.connect('source-read', add_contents)
+    app.connect('missing-reference', folder_as_text)
     return dict(parallel_read_safe=True, parallel_write_safe=True)
