@@ -131,6 +131,9 @@ def run_all(browser, lab, name, height=1000):
     page = browser.new_page(viewport=dict(width=1500, height=height))
     page.goto(f'{lab}/lab/tree/{name}')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
+    kernel = page.locator('.jp-Dialog button:has-text("Select")').last
+    page.wait_for_timeout(3000)                            # whether JupyterLab asks which kernel shall run it
+    if kernel.count(): kernel.click()
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
     page.click('.lm-MenuBar-item:has-text("Run")')
     page.click('.lm-Menu-item:has-text("Run All Cells") >> nth=0')
