@@ -130,7 +130,11 @@ def run_all(browser, lab, name, height=1000):
     "A notebook in JupyterLab, with all its cells being run."
     page = browser.new_page(viewport=dict(width=1500, height=height))
     page.goto(f'{lab}/lab/tree/{name}')
-    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
+    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
+    kernel = page.locator('.jp-Dialog button:has-text("Select")').last
+    page.wait_for_timeout(3000)                            # whether JupyterLab asks which kernel shall run it
+    if kernel.count(): kernel.click()
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
     page.click('.lm-MenuBar-item:has-text("Run")')
     page.click('.lm-Menu-item:has-text("Run All Cells") >> nth=0')
     return page
@@ -142,7 +146,7 @@ FAULTS = '.jp-OutputArea-output[data-mime-type*="stderr"], .jp-OutputArea-output
 def test_the_explorer_answers_what_is_typed(browser, lab):
     page = run_all(browser, lab, 'explore.ipynb')
     picture = page.locator('img[alt^="the picture with the mask"]').first
-    picture.wait_for(timeout=120_000)
+    picture.wait_for(timeout=240_000)
     page.wait_for_selector('img[alt^="h_3"]', timeout=60_000)
     before = picture.get_attribute('src')
     page.locator('.widget-text input[type="text"]').first.fill('top star')

@@ -2,6 +2,8 @@
 import html
 import json
 import re
+from pathlib import Path
+from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.util import logging
 
@@ -21,14 +23,12 @@ def mathml(latex: str, display: str) -> str:
 
 def visit_math(self, node):
     self.body.append(mathml(node.astext(), 'inline'))
-    from docutils.nodes import SkipNode
-    raise SkipNode
+    raise nodes.SkipNode
 
 
 def visit_math_block(self, node):
     self.body.append(f'<div class="equation">{mathml(node.astext(), "block")}</div>')
-    from docutils.nodes import SkipNode
-    raise SkipNode
+    raise nodes.SkipNode
 
 
 def add_contents(app, docname, source):
@@ -42,7 +42,23 @@ def add_contents(app, docname, source):
     source[0] = json.dumps(book)
 
 
+def folder_as_text(app, env, node, content):
+    "A link to a folder of the checkout, which the site does not have, stays as text."
+    target = Path(env.doc2path(node.get('refdoc', app.config.root_doc))).parent/node.get('reftarget', '')
+    return content if target.is_dir() else None
+
+
+def links_of_outputs(app, doctree, docname):
+    "Markdown that a cell has put out links to notebooks; here these are pages."
+    for reference in doctree.findall(nodes.reference):
+        uri = reference.get('refuri', '')
+        if uri and '://' not in uri:
+            reference['refuri'] = re.sub(r'\.(ipynb|md)(?=#|$)', '.html', uri)
+
+
 def setup(app):
     app.add_html_math_renderer('mathml', (visit_math, None), (visit_math_block, None))
     app.connect('source-read', add_contents)
+    app.connect('missing-reference', folder_as_text)
+    app.connect('doctree-resolved', links_of_outputs)
     return dict(parallel_read_safe=True, parallel_write_safe=True)

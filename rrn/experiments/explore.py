@@ -171,7 +171,7 @@ def beside_each_other(a, b, image) -> np.ndarray:      # (H, W) 0..1 twice, (H, 
 def without_words(seen:Look, image) -> list:
     "(title, picture) for each word: red what the answer owes to it, blue what it keeps out."
     changed = [int((other.mask != seen.answer.mask).sum()) for other in seen.others]
-    return [(f'without "{word}": {n} pixels change', beside_each_other(seen.answer.probability, p, image))
+    return [(f'without "{word}":\n{n} pixels change', beside_each_other(seen.answer.probability, p, image))
             for word, p, n in zip(seen.words, (other.probability for other in seen.others), changed)]
 
 # %% ../../nbs/3_experiments/21_explore.ipynb #7adb0eed
