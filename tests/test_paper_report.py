@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from rrn.common.core import RRNError
 from rrn.experiments.claims import CLAIM_VERDICTS, NO_VERDICTS, SAME_VERDICT
-from rrn.experiments.paper_report import (answer_headline, BARE, gates_answer, main, NORMALISED, plain_findings,
-                                          read_table, report_html, report_page)
+from rrn.experiments.paper_report import (answer_headline, BARE_KEY, gates_answer, main, NORMALISED_KEY, plain_findings,
+                                          made_table, report_html, report_page)
 from rrn.experiments.report import read_records
 
 REPO = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def test_every_pair_of_verdicts_has_an_answer(bare, normalised):
 
 def test_the_answer_follows_the_verdicts():
     lines = pd.DataFrame([dict(key=k, data='unc val', ours=1., low=.5, high=1.5, seeds=3, verdict='', why='')
-                          for k in (BARE, NORMALISED)])
+                          for k in (BARE_KEY, NORMALISED_KEY)])
     scores = pd.DataFrame([dict(structure='plain', normalisation='none', data='unc val', seeds=3, overall_iou=50.,
                                 low=49., high=51.)])
     found = {v: gates_answer(lines.assign(verdict=v), scores)['headline'] for v in CLAIM_VERDICTS}
@@ -61,7 +61,7 @@ def test_tables_of_an_older_version_are_one_clear_error(tmp_path):
     (tmp_path/'coco-mini').mkdir()
     pd.DataFrame(dict(claim=['x'], ours=[1.])).to_csv(tmp_path/'coco-mini'/'claims.csv', index=False)
     with pytest.raises(RRNError, match='older version'): report_page(tmp_path)
-    with pytest.raises(RRNError, match='snakemake reports'): read_table('none.csv', tmp_path)
+    with pytest.raises(RRNError, match='snakemake reports'): made_table('none.csv', tmp_path)
 
 
 @is_made

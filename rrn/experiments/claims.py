@@ -68,7 +68,8 @@ PRECISION_METRICS = METRICS1[:-1]
 
 CLAIMS = [
     _on_unc('A 3x3 kernel at the end and a loss at the resolution of the image improve the baseline', 'row2', 'row1'),
-    *[_on_unc(f'The same improves all precision metrics: {m}', 'row2', 'row1', metrics=(m, m)) for m in PRECISION_METRICS],
+    *[_on_unc(f'The same improves all precision metrics: {m}', 'row2', 'row1', metrics=(m, m))
+      for m in PRECISION_METRICS],
     *[_on_unc(f"A pyramid improves on the baseline without refinement: {TABLE1[row].name}", row, 'row2')
       for row in ('row3', 'row4', 'row5', 'row6', 'row7')],
     _on_unc('More scales help: C4 beside C5', 'row4', 'row3'),

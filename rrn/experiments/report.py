@@ -33,7 +33,8 @@ BLIND = ' (blind)'     # how records call the control beside a run
 
 def results_table(records) -> pd.DataFrame:
     "One row per run, data set and split (or control), with all metrics in percent."
-    rows = [{'run': r['run'], 'on': shown_key(key, values, r.get('config', {})), **{m: values[m] for m in METRICS}, 'sentences': values['sentences']}
+    told = lambda values: {m: values[m] for m in [*METRICS, 'sentences']}
+    rows = [{'run': r['run'], 'on': shown_key(key, values, r.get('config', {})), **told(values)}
             for r in records for key, values in r['metrics'].items()
             if not key.endswith('(no words)')]                           # next to nothing, in every run
     return pd.DataFrame(rows, columns=['run', 'on', *METRICS, 'sentences'])

@@ -66,7 +66,7 @@ class Goals:
     content: str         # a hash of the published records that the tables read
     answer: list = field(default_factory=list)      # the page about gated refinement; [] for all but the embedded set
     answer_content: str = ''                        # a hash of the records that it reads
-    report: list = field(default_factory=list)      # what stands on the tables and the answer: report, claim pages, crate
+    report: list = field(default_factory=list)      # what stands on tables and answer: report, claim pages, crate
 
 def goals(matrix:Matrix) -> Goals:
     "What is to be made of a matrix."
