@@ -89,7 +89,7 @@ def as_large(maps, placement) -> np.ndarray:        # (N, h, w) -> (N, height, w
     return unplace(large, placement).cpu().numpy()
 
 def read_from(states, predictor) -> tuple:
-    "Equation (3) read from each state: probabilities on the picture (T + 1, height, width), and unscaled (T + 1, h, w)."
+    "Equation (3) of each state: probabilities on the picture (T + 1, height, width), and unscaled (T + 1, h, w)."
     c, p = predictor.model.config, predictor.placement
     logits = predictor.model.head.score(torch.cat(states)).float()                           # (T + 1, 1, h, w)
     large = upsample_probability(logits, p.size, c.upsample, c.mapping)[:, 0]                # (T + 1, H, W)
