@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from rrn.common.core import RRNError
 from rrn.experiments.claims import CLAIM_VERDICTS, NO_VERDICTS, SAME_VERDICT
-from rrn.experiments.paper_report import (answer_headline, BARE_KEY, gates_answer, main, NORMALISED_KEY, plain_findings,
+from rrn.experiments.paper_report import (answer_headline, BARE_KEY, gates_answer, main, NORMALISED_KEY, findings,
                                           made_table, report_html, report_page)
 from rrn.experiments.report import read_records
 
@@ -67,7 +67,7 @@ def test_tables_of_an_older_version_are_one_clear_error(tmp_path):
 @is_made
 def test_findings_are_three_sentences_with_objections():
     record, = [r for r in read_records() if r['run'] == 'shapes-unc-lstm543-tanh-s0-2bf514']
-    said = plain_findings(record)
+    said = findings(record)
     assert said.count('*Objection*') == said.count('\n- **') + 1 == 3 and '61.4' in said
 
 

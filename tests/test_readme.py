@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from rrn.common.core import read_json
 from rrn.experiments.benchmark import speed_text
-from rrn.experiments.claims import claims_summary, findings
+from rrn.experiments.claims import claims_summary
 from rrn.experiments.matrix import given_matrix
+from rrn.experiments.paper_report import findings
 from rrn.experiments.report import read_records, replace_section, results_text
 
 REPO = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ def records_shown():
 
 def test_findings_are_those_of_the_records():
     record, = records_shown()
-    assert TEXT == replace_section(TEXT, 'findings', findings(MATRIX, record)), 'run nbs/readme.ipynb'
+    assert TEXT == replace_section(TEXT, 'findings', findings(record)), 'run nbs/readme.ipynb'
     assert 'It says nothing about photographs' in TEXT
 
 

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['EXPECTATIONS', 'SMALLEST_DIFFERENCE', 'PRECISION_METRICS', 'CLAIMS', 'TEST_A_OF_SCENES', 'PLACES_MADE', 'SIZES_DRAWN',
            'TABLE2_NAMES', 'LEVEL', 'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS', 'NO_VERDICTS', 'STANDS_ON',
-           'CLAIM_COLUMNS', 'PAGE_COLUMNS', 'PYRAMID_HELPS', 'CLAIMS_OF_README', 'VERDICTS_OF_README', 'Claim', 'claim',
-           'claim_terms', 'claim_splits', 'paper_score', 'paper_difference', 'our_terms', 'our_difference',
-           'split_seed', 'holm', 'verdict', 'control_gaps', 'beats_control', 'training_doubt', 'stands_on',
-           'not_testable', 'claims_table', 'claim_line', 'our_part', 'first_doubt', 'with_verdicts', 'line_verdict',
-           'undecided_why', 'paper_text', 'our_text', 'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked',
-           'page_row', 'claims_page', 'first_line', 'counted_verdicts', 'claims_summary', 'with_settings',
-           'settings_seen', 'settings_title', 'settings_scores', 'settings_table', 'settings_page', 'write_claims',
-           'finding', 'findings']
+           'CLAIM_COLUMNS', 'PAGE_COLUMNS', 'Claim', 'claim', 'claim_terms', 'claim_splits', 'paper_score',
+           'paper_difference', 'our_terms', 'our_difference', 'split_seed', 'holm', 'verdict', 'control_gaps',
+           'beats_control', 'training_doubt', 'stands_on', 'not_testable', 'claims_table', 'claim_line', 'our_part',
+           'first_doubt', 'with_verdicts', 'line_verdict', 'undecided_why', 'paper_text', 'our_text', 'p_text',
+           'verdict_text', 'claim_pages_from_tables', 'linked', 'page_row', 'claims_page', 'first_line',
+           'counted_verdicts', 'claims_summary', 'with_settings', 'settings_seen', 'settings_title', 'settings_scores',
+           'settings_table', 'settings_page', 'write_claims']
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #75ce8364
 import os
@@ -464,38 +463,3 @@ def write_claims(matrix:Matrix, folder=None):
         with whole_file(folder/'settings.md') as f: f.write(settings_page(matrix, settings))
     with whole_file(folder/'claims.md') as f: f.write(claims_page(matrix, table))
     with whole_file(folder/'claims.csv') as f: f.write(table.to_csv(index=False, float_format='%.4f'))
-
-# %% ../../nbs/3_experiments/10_claims.ipynb #68837c44
-PYRAMID_HELPS = f"A pyramid improves on the baseline without refinement: {TABLE1['row5'].name}"
-CLAIMS_OF_README = {   # claim -> how README puts it
-    PYRAMID_HELPS: 'refining over C5, C4 and C3 improves the masks',
-    'The LSTM beats the plain structure': 'a convolutional LSTM refines better than plain updates'}
-VERDICTS_OF_README = {
-    'confirmed': 'So it is here', 'contradicted': 'Here it does not', 'undecided': 'Here that stays undecided',
-    SAME_VERDICT: f'Here the two are the same within {SMALLEST_DIFFERENCE:g} point',
-    'not trained': 'Here one of the two did not learn', 'no control': 'Here no control is on record',
-    'too few seeds': 'Here too few seeds were trained to say'}
-
-def finding(lines:pd.DataFrame) -> dict:
-    """What README says of a claim, from its lines of `claims_table`: the difference on unc val, and on how many splits
-    the verdict is the same."""
-    first = lines[lines.data == 'unc val'].iloc[0]
-    judged = lines[lines.verdict.isin(CLAIM_VERDICTS)]
-    same = (judged.verdict == first.verdict).sum()
-    on = f', on {same} of {len(judged)} splits that have a verdict' if same and len(lines) > 1 else ''
-    return dict(says=CLAIMS_OF_README[first.claim], paper=first.paper, data=first.data, ours=our_text(first),
-                verdict=VERDICTS_OF_README[first.verdict] + on)
-
-def findings(matrix:Matrix,   # whose claims
-             record:dict      # of a run with the control '(shuffled)', as `read_records` gives it
-            ) -> str:
-    "What was found, in three sentences, and what that is worth, in Markdown."
-    table = claims_table(matrix).dropna(subset='ours')
-    table = table[table.claim.isin(CLAIMS_OF_README)]
-    c, metrics, paper = record['config'], record['metrics'], given_matrix('paper')
-    key, cells = f"{c['dataset']} val", paper.cells()
-    page = render('findings.md', claims=[finding(lines) for _, lines in table.groupby('claim', sort=False)],
-                  matrix=matrix, config=c, wanted=len(cells),
-                  own=metrics[key]['overall_iou'], shuffled=metrics[f'{key} (shuffled)']['overall_iou'],
-                  made=sum(record_state(paper, cell) != 'missing' for cell in cells) or 'none')
-    return page.rstrip()

@@ -8,7 +8,7 @@ __all__ = ['mistune', 'MAIN', 'BARE_KEY', 'NORMALISED_KEY', 'CELL_KEY', 'MIXED',
            'line_of', 'on_splits', 'verdict_words', 'verdict_of', 'answer_headline', 'answer_lines', 'factors_short',
            'gates_answer', 'main_claims', 'counted', 'share_of_first_map', 'pyramid_sentence', 'other_lines',
            'runs_on_record', 'cost_sentence_of_reports', 'objections', 'report_page', 'scene_sizes', 'report_html',
-           'write_report', 'plain_findings', 'make_pages', 'remake_tables', 'make_parts', 'main', 'keep_cost']
+           'write_report', 'findings', 'make_pages', 'remake_tables', 'make_parts', 'main', 'keep_cost']
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #0583fce4
 import time
@@ -234,7 +234,7 @@ def write_report(folder=None, tables=None) -> list:
     return [folder/'report.md', folder/'report.html']
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #a165e70b
-def plain_findings(record:dict,      # of a run with the control '(shuffled)', as `read_records` gives it
+def findings(record:dict,      # of a run with the control '(shuffled)', as `read_records` gives it
                    tables=None       # folder of tables; None: reports/tables
                   ) -> str:
     "What was found, in three sentences with the strongest objection to each, in Markdown."
@@ -242,7 +242,7 @@ def plain_findings(record:dict,      # of a run with the control '(shuffled)', a
     answer = gates_answer(made_table('factor-differences.csv', tables), made_table('factors.csv', tables))
     paper, metrics = given_matrix('paper'), record['metrics']
     made = sum(record_state(paper, cell) != 'missing' for cell in paper.cells())
-    page = render('plain_findings.md', answer=answer, pyramid=pyramid_sentence(claims),
+    page = render('findings.md', answer=answer, pyramid=pyramid_sentence(claims),
                   first=share_of_first_map(claims), matrix=matrix, config=record['config'],
                   steps=preset('paper').iterations, made=made, wanted=len(paper.cells()),
                   own=metrics[key]['overall_iou'],
