@@ -21,9 +21,9 @@ from itertools import product
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..common.core import one_of, read_json, RRNError, whole_file
-from .matrix import (COLUMNS2, given_matrix, kind_of, Matrix, record_state, report_place, splits_of,
-                                    SYSTEMS_OF_TABLE2, TABLE1, TABLE2)
+from ..common.core import one_of, read_json, whole_file
+from .matrix import (COLUMNS2, kind_of, Matrix, report_place, splits_of, SYSTEMS_OF_TABLE2, TABLE1,
+                                    TABLE2)
 from .record import published_runs
 from .report import markdown, render
 from .tables import (check_data, check_no_less, Difference, METRICS1, paper_numbers, results, signed_sum,
