@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 from ..common.core import whole_file
 from ..common.viz import Picture
-from .claims import (CLAIM_COLUMNS, claim_line, claim_splits, judged, our_text, SMALLEST_DIFFERENCE,
-                                    training_doubt)
+from .claims import (CLAIM_COLUMNS, claim_line, claim_splits, our_text, SMALLEST_DIFFERENCE,
+                                    training_doubt, with_verdicts)
 from .factors import factors_table, GATES_NORMALISED, QUESTIONS, scores_text
 from .figures import save_figure
 from .matrix import DEPTHS, MATRICES
@@ -37,7 +37,7 @@ def depth_differences(matrices=DEPTH_MATRICES) -> pd.DataFrame:
     "`judged` lines of all knobs together, each with its `knob`."
     lines = [(knob, line) for knob, matrix in matrices.items() for line in knob_lines(matrix)]
     if not lines: return pd.DataFrame(columns=['knob', 'key'])
-    table = judged(pd.DataFrame([line for _, line in lines], columns=[*CLAIM_COLUMNS, 'about']))
+    table = with_verdicts(pd.DataFrame([line for _, line in lines], columns=[*CLAIM_COLUMNS, 'about']))
     return table.assign(knob=[knob for knob, _ in lines])
 
 def depth_scores(matrices=DEPTH_MATRICES) -> pd.DataFrame:
