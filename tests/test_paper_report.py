@@ -46,7 +46,7 @@ def test_every_pair_of_verdicts_has_an_answer(bare, normalised):
 
 
 def test_the_answer_follows_the_verdicts():
-    lines = pd.DataFrame([dict(key=k, data='unc val', ours=1., low=.5, high=1.5, seeds=3, verdict='', why='')
+    lines = pd.DataFrame([dict(key=k, data='unc val', paper=4., ours=1., low=.5, high=1.5, seeds=3, verdict='', why='')
                           for k in (BARE_KEY, NORMALISED_KEY)])
     scores = pd.DataFrame([dict(structure='plain', normalisation='none', data='unc val', seeds=3, overall_iou=50.,
                                 low=49., high=51.)])

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['mistune', 'MAIN', 'BARE_KEY', 'NORMALISED_KEY', 'CELL_KEY', 'MIXED', 'NORM_HELPS', 'OPEN', 'ANSWERS', 'AS_WRITTEN',
-           'COMPARISONS', 'MAIN_CLAIMS', 'OTHERS', 'COST_FILE', 'REPORT_PARTS', 'CLAIM_MATRICES', 'made_table',
-           'line_of', 'on_splits', 'verdict_words', 'verdict_of', 'answer_headline', 'answer_lines', 'factors_short',
-           'gates_answer', 'main_claims', 'counted', 'share_of_first_map', 'pyramid_sentence', 'other_lines',
-           'runs_on_record', 'cost_sentence_of_reports', 'objections', 'report_page', 'scene_sizes', 'report_html',
-           'write_report', 'findings', 'make_pages', 'remake_tables', 'make_parts', 'main', 'keep_cost']
+           'COMPARISONS', 'NUMBERED', 'MAIN_CLAIMS', 'OTHERS', 'COST_FILE', 'REPORT_PARTS', 'CLAIM_MATRICES',
+           'made_table', 'line_of', 'on_splits', 'verdict_words', 'verdict_of', 'answer_headline', 'answer_lines',
+           'factors_short', 'gates_numbers', 'gates_answer', 'main_claims', 'counted', 'share_of_first_map',
+           'pyramid_sentence', 'other_lines', 'runs_on_record', 'cost_sentence_of_reports', 'objections', 'report_page',
+           'scene_sizes', 'report_html', 'write_report', 'findings', 'make_pages', 'remake_tables', 'make_parts',
+           'main', 'keep_cost']
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #0583fce4
-import time
+import sys, time
 from collections import Counter
 from pathlib import Path
 import pandas as pd
@@ -111,10 +112,24 @@ def factors_short(scores:pd.DataFrame) -> str:
     wide = wide.pivot(index='structure', columns='normalisation', values='cell').fillna('')
     return markdown(wide.loc[own.structure.unique(), own.normalisation.unique()].reset_index().astype(object))
 
+NUMBERED = {BARE_KEY: 'as the equations stand', MIXED: "with the program's normalised cell",
+            NORMALISED_KEY: 'once every structure is normalised'}
+
+def gates_numbers(differences:pd.DataFrame) -> str:
+    "The LSTM less the plain structure in points, as the equations have it and normalised; '' where nothing is there."
+    found = {said: line_of(differences, key) for key, said in NUMBERED.items()}
+    found = {said: line for said, line in found.items() if line is not None}
+    parts = [f'{our_text(line)} {said}' for said, line in found.items()]
+    paper = next(filter(None, map(paper_text, found.values())), '')
+    if not parts: return ''
+    end = f'; the paper has {paper}.' if paper else '.'
+    return f"LSTM less plain, in points of overall IoU: {', '.join(parts)}{end}"
+
 def gates_answer(differences:pd.DataFrame, scores:pd.DataFrame) -> dict:
     "What the report says of gates, from the tables of `rrn.experiments.factors`."
     bare, normalised = (verdict_of(line_of(differences, key)) for key in (BARE_KEY, NORMALISED_KEY))
-    said = dict(headline=answer_headline(bare, normalised), lines=answer_lines(differences))
+    said = dict(headline=answer_headline(bare, normalised), numbers=gates_numbers(differences))
+    said |= dict(lines=answer_lines(differences))
     return said | dict(table=factors_short(scores))
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #24ae9f52
@@ -177,11 +192,11 @@ def runs_on_record() -> dict:
     return dict(n=len(trained), hours=sum(r['training_seconds'] for _, r in trained) / 3600,
                 text=f"{len(trained)} runs on record: {', '.join(said)}; on {devices}")
 
-COST_FILE = 'reports.json'       # in reports/benchmarks: how long it takes to make reports/ again
+COST_FILE = 'cost.json'       # in reports: how long it takes to make reports/ again
 
 def cost_sentence_of_reports() -> str:
     "How long everything in reports/ takes to be made from the records; '' if it was not measured."
-    path = repo_root()/'reports'/'benchmarks'/COST_FILE
+    path = repo_root()/'reports'/COST_FILE
     if not path.exists(): return ''
     found = read_json(path, 'cost of the reports')
     minutes = sum(found['seconds'].values()) / 60
@@ -285,7 +300,10 @@ def main(parts:tuple[str, ...]=(),    # tables, pages, report, crate; none: all
 
 def keep_cost(seconds:dict):
     "Write down what making the reports takes."
-    path = repo_root()/'reports'/'benchmarks'/COST_FILE
+    path = repo_root()/'reports'/COST_FILE
     known = read_json(path, 'cost of the reports')['seconds'] if path.exists() else {}
     own = {part: round(took, 1) for part, took in seconds.items()}
     write_json(path, dict(device=device_name(pick_device('cpu')), code=code_version(), seconds=known | own))
+
+# %% ../../nbs/3_experiments/24_paper_report.ipynb #24aa99bb
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
