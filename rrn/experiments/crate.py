@@ -351,7 +351,7 @@ def main(step:str,                     # tables, run, check, rebuild, or describ
          words:tuple[str, ...]=(),     # tables OUT [name=value ...], run OUT NAME, check CRATE, or rebuild CRATE OUT
          *, table:str=''               # table1, table2, claims or factors alone; '': the first three
         ):
-    """Write records and tables as RO-Crates, and make tables again from nothing else.
+    """Make RO-Crates of records, and tables from these.
     Settings of `tables` are those of `rrn matrix`: name=value."""
     n = CRATE_STEPS[one_of('step', step, CRATE_STEPS)]
     places, more = words[:n], words[n:]

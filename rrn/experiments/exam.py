@@ -312,7 +312,7 @@ def main(runs:tuple[str, ...]=(),   # trained runs; those that differ in their s
          photographs:str='',        # folder of annotated photographs in REFER's layout; '': drawn scenes
          pairs:int=80,              # of each skill and style
          out:str=''):               # folder for page, scores, answers and picture; '': the page is only shown
-    """Ask a model minimal pairs, and tell which words it understands.
+    """Ask a model minimal pairs, skill by skill.
     Two sentences about a picture differ in one word, and the mask has to follow; or they say the same,
     and it has to stay."""
     if not (runs or model or predictions or write):

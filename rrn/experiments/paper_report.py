@@ -292,7 +292,7 @@ def make_parts(parts) -> dict:
 def main(parts:tuple[str, ...]=(),    # tables, pages, report, crate; none: all
          *, measure:bool=False        # also write down what each part takes, for the report
         ):
-    "Make the claim pages, the report and the crate's description from tables and records."
+    "Make the report and the pages of claims."
     for part in parts: one_of('part', part, REPORT_PARTS)
     seconds = make_parts(parts or REPORT_PARTS)
     for part, took in seconds.items(): print(f'{part}: {took:.0f} s')
