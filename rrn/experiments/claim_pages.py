@@ -93,7 +93,8 @@ def claims_place(matrix:Matrix) -> Path:
 
 def link_from(place:Path, path, text) -> str:
     "A link in Markdown from a page in the folder `place` to a file."
-    return f'[{text}]({quote(os.path.relpath(path, place))})'
+    address = quote(os.path.relpath(path, place), safe='/+')
+    return f'[{text}]({address})'
 
 def run_named(matrix:Matrix, name) -> Run:
     "The record of that name that a matrix's tables read."
