@@ -40,7 +40,8 @@ def is_there(url: str, page: Path, root: Path) -> bool:
 def faults(root: Path) -> list:
     "'page: address' of every dead local link, and of everything that is loaded from elsewhere."
     root, found = root.resolve(), []
-    for path in sorted(p for p in root.rglob('*.html') if '_static' not in p.parts):      # templates of the theme
+    apart = {'_static', '_downloads'}                    # templates of the theme; files to save and open elsewhere
+    for path in sorted(p for p in root.rglob('*.html') if not apart & {*p.parts}):
         page = page_of(path)
         for url in dict.fromkeys([*page.links, *page.loads]):
             if urlsplit(url).scheme in ('http', 'https') or url.startswith('//'):
