@@ -26,9 +26,11 @@ autodoc2_render_plugin = 'myst'
 autodoc2_docstring_parser_regexes = [('.*', 'myst')]
 autodoc2_hidden_objects = ['private', 'dunder', 'inherited']
 
+html_context = {'default_mode': 'auto'}
 html_theme = 'pydata_sphinx_theme'
 html_title = 'rrn'
 html_static_path = ['static']
+html_favicon = 'static/icon.svg'
 html_css_files = ['site.css']
 html_js_files = ['tables.js']
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
