@@ -381,8 +381,8 @@ def published_record(matrix:Matrix, cell:Cell):
     return None if other_data and not run.identity() else run
 
 def record_that_counts(matrix:Matrix, cell:Cell) -> Run:
-    """The record that counts: the run made here if it is complete, else the published one, else what there is here. Where
-    one is a copy of the other, the published one, so that what names its files is the same in every clone."""
+    """The record that counts: the run made here if it is complete, else the published one, else what there is here.
+    Where one is a copy of the other, the published one, so that what names its files is the same in every clone."""
     here, there = matrix.run(cell.run), published_record(matrix, cell)
     own = has_counts(here, cell) and not (there and is_published(here))
     return here if own or there is None else there
