@@ -90,7 +90,7 @@ def test_the_page_from_its_first_command_to_a_mask(clone):
     with Image.open('data/mask.png') as mask, Image.open(io.BytesIO(asked)) as same:
         assert mask.size == (127, 90) and (np.asarray(mask) == (np.asarray(same) > 0)).all()
     assert 'never saw: ()' in told.getvalue()
-    Path('data/said.csv').write_text(block('csv'))
+    Path('data/said.csv').write_text(block('text'))
     run(convert_said)
     a_set_without_a_split_to_evaluate_on('zebras')
     settings = [f'{k}={v}' for k, v in (SHORT | cnn()).items()]

@@ -28,16 +28,17 @@ def test_the_page_word_for_word(tmp_path, monkeypatch, capsys):
             assert main(shlex.split(text)[1:]) == 0, text
             said[text] = capsys.readouterr().out
         else: assert text == 'pip install ".[score,leaks]"'
-    assert len(said) == 7
+    assert len(said) == 8
     files = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path/'runs').glob('*/score-shapes-unc-val.json')}
     assert set(files) == {'masks', 'as-json', 'as-npz', 'as-parquet'}
     scores = files['masks']['scores']
     assert all(f['scores'] == scores for f in files.values()), 'one set of masks in four forms'
     assert 20 < scores['paper']['overall_iou']['low'] < scores['paper']['overall_iou']['high'] < 95
     assert not any(f['sets'][0]['tally'] for f in files.values()) and files['masks']['differences']['paper']['overall_iou']['verdict'] == 'undecided'
-    leaks, own = list(said.values())[-2:]
+    leaks, own, _ = list(said.values())[-3:]
     share = len({s.sent_id for s in names['samples'] if s.image_id in names['seen']}) / len(names['samples'])
     assert re.search(rf'\| shapes-unc val \| 5 \| \d+ \| \d+ \| {len(names["samples"])} \| {100 * share:.1f} \|', leaks)
+    assert len(list((tmp_path/'example'/'questions').glob('*'))) > 2, 'the exam is written for a model elsewhere'
     assert leaks.count('| without |') == leaks.count('| trained on |') == 4 and 'own training splits' in own
 
 
