@@ -344,11 +344,11 @@ def test_on_a_machine_with_gpus_the_workflow_starts_no_more_runs_than_fit(checko
 
 def test_scenes_are_drawn_once_and_only_where_no_data_is_given(checkout, monkeypatch):
     drawn = []
-    monkeypatch.setattr('rrn.experiments.matrix.ensure', drawn.append)
-    for settings in dict(), dict(data_root='/nowhere'), dict(matrix='paper'):
+    monkeypatch.setattr('rrn.experiments.matrix.ensure', lambda kind, root, **how: drawn.append((kind, root, how)))
+    for settings in dict(), dict(data_root='/nowhere'), dict(matrix='paper'), dict(matrix='rates'):
         matrix = given_matrix(**settings)
         draw_scenes(matrix, matrix.cells()[0])
-    assert drawn == ['unc']
+    assert drawn == [('unc', None, {}), ('unc', checkout/'data/scenes-seed7', dict(seed=7))]
 
 
 def test_profiles_are_ones_that_snakemake_reads():
