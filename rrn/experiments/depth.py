@@ -14,7 +14,7 @@ from ..common.core import whole_file
 from ..common.viz import Picture
 from .claims import (CLAIM_COLUMNS, claim_line, claim_splits, our_text, SMALLEST_DIFFERENCE,
                                     training_doubt, with_verdicts)
-from .factors import factors_table, GATES_NORMALISED, QUESTIONS, scores_text
+from .factors import draw_interval, factors_table, GATES_NORMALISED, QUESTIONS, scores_text
 from .figures import save_figure
 from .matrix import DEPTHS, MATRICES
 from .report import markdown, render
@@ -60,9 +60,7 @@ def draw_depth(table) -> Picture:
     for ax, c in zip(panels, DEPTH_CLAIMS):
         ax.axvspan(-SMALLEST_DIFFERENCE, SMALLEST_DIFFERENCE, color='0.9', lw=0)
         for line in some[some.key == c.key].itertuples():
-            y = knobs.index(line.knob)
-            ax.plot([line.low, line.high], [y, y], color='C0', lw=1.5)
-            ax.plot(line.ours, y, 'o', color='C0', ms=4)
+            draw_interval(ax, line, knobs.index(line.knob))
         ax.set_title(c.text.replace(', ', ',\n', 1), fontsize=7)
         ax.set_yticks(range(len(knobs)), knobs, fontsize=8)
         ax.tick_params(axis='x', labelsize=7)

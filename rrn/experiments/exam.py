@@ -10,10 +10,9 @@ __all__ = ['SCORED', 'SCORE_FIELDS', 'QUESTIONS_FILE', 'KEPT_TRUTHS', 'MARKERS',
            'skills_table', 'all_scores_of', 'exam_page', 'draw_exam', 'write_exam', 'examine_all', 'main']
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #9b2540e8
-import hashlib, os, re, warnings
+import hashlib, re, warnings
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 import numpy as np
 import pandas as pd

@@ -4,26 +4,26 @@
 
 # %% auto #0
 __all__ = ['GATES_NORMALISED', 'GATES_BARE', 'GATES_MIXED', 'NORM_BY_STRUCTURE', 'PARTS', 'factor_claim', 'QUESTIONS',
-           'FACTOR_CLAIMS', 'STRUCTURE_NAMES', 'NORMALISATIONS', 'SCORE_COLUMNS', 'PAIRS', 'FACTOR_FILES',
-           'order_claims', 'factor_differences', 'factor_line', 'factors_table', 'rates_table', 'rates_text',
-           'validation_curve', 'curve_differences', 'draw_curves', 'draw_differences', 'questions_text', 'scores_text',
+           'FACTOR_CLAIMS', 'STRUCTURE_NAMES', 'NORMALISATIONS', 'SCORE_COLUMNS', 'PAIRS', 'order_claims',
+           'factor_differences', 'factor_line', 'factors_table', 'rates_table', 'rates_text', 'validation_curve',
+           'curve_differences', 'draw_curves', 'draw_interval', 'draw_differences', 'questions_text', 'scores_text',
            'factors_page', 'write_factors', 'save_figures']
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180002
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 import pandas as pd
 from ..common.core import whole_file
 from ..common.viz import Picture
 from ..train import read_log
-from .claims import Claim, claim, claims_table, linked, our_text, SMALLEST_DIFFERENCE
-from .matrix import (at_rate, DECISIVE, FACTORS, given_matrix, kind_of, Matrix, RATES, record_state,
-                                    record_that_counts, SEARCHED, splits_of)
+from .claims import claim, claims_table, linked, our_text, SMALLEST_DIFFERENCE
+from .matrix import (at_rate, FACTORS, kind_of, Matrix, RATES, record_state, record_that_counts, SEARCHED,
+                                    splits_of)
 from .figures import save_figure
 from .record import Run
 from .report import markdown, render
 from .tables import results
+from .workflow import FACTOR_FILES, FACTOR_PICTURES
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180004
 GATES_NORMALISED = 'Gates, every structure normalised'
@@ -135,6 +135,11 @@ def draw_curves(matrices:list, dataset='shapes-unc') -> Picture:
     return fig
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180017
+def draw_interval(ax, line, y):
+    "The difference of a line and its interval, in points, at the height `y` of a panel."
+    ax.plot([line.low, line.high], [y, y], color='C0', lw=1.5)
+    ax.plot(line.ours, y, 'o', color='C0', ms=4)
+
 def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
     "The lines of `factor_differences` on a split: difference and interval in points, by question."
     lines = table[(table.data == data) & table.ours.notna()].iloc[::-1]
@@ -143,8 +148,7 @@ def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
     ax.axvspan(-SMALLEST_DIFFERENCE, SMALLEST_DIFFERENCE, color='0.9', lw=0)
     ax.axvline(0, color='k', lw=.6)
     for y, line in enumerate(lines.itertuples()):
-        ax.plot([line.low, line.high], [y, y], color='C0', lw=1.5)
-        ax.plot(line.ours, y, 'o', color='C0', ms=4)
+        draw_interval(ax, line, y)
     ax.set_yticks(range(len(lines)), [f'{r.claim}: {r.verdict}' for r in lines.itertuples()], fontsize=7)
     ax.set_xlabel(f'points of overall IoU, {data}', fontsize=8)
     ax.tick_params(axis='x', labelsize=7)
@@ -182,8 +186,6 @@ def factors_page(matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix
                   steps=matrix.configuration('row12', matrix.main_dataset, 0).iterations)
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180020
-FACTOR_FILES = ('factors.md', 'factors.csv', 'factor-differences.csv')
-
 def write_factors(folder, matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix):
     "Write `FACTOR_FILES` into a folder."
     tables = dict(zip(FACTOR_FILES[1:], (factors_table(matrix), factor_differences(matrix))))
@@ -193,5 +195,5 @@ def write_factors(folder, matrix:Matrix, longer:Matrix, photographs:Matrix, sear
 
 def save_figures(folder, matrix:Matrix, longer:Matrix):
     "Draw `factors` (the differences) and `factors-curves` (over training) as .png and .pdf into a folder."
-    save_figure(draw_differences(factor_differences(matrix)), folder, 'factors')
-    save_figure(draw_curves([matrix, longer]), folder, 'factors-curves')
+    pictures = draw_differences(factor_differences(matrix)), draw_curves([matrix, longer])
+    for name, picture in zip(FACTOR_PICTURES, pictures): save_figure(picture, folder, name)
