@@ -8,11 +8,12 @@ __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', '
            'ALL_SYSTEMS', 'SYSTEMS_OF_TABLE2', 'DEPTHS', 'COCO_MINI', 'MOBILE', 'ANSWERING', 'ON_MOBILE', 'SHAPES',
            'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS',
            'WORKFLOW', 'System', 'refinement_system', 'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix',
-           'splits_of', 'check_matrix', 'check_row', 'depth_matrix', 'given_matrix', 'given_rows', 'result_keys',
-           'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
-           'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
-           'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone',
-           'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
+           'splits_of', 'check_matrix', 'check_row', 'depth_matrix', 'with_control', 'given_matrix', 'given_rows',
+           'result_keys', 'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts',
+           'published_record', 'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place',
+           'papermill_command', 'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot',
+           'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'make_report',
+           'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
@@ -256,8 +257,13 @@ def depth_matrix(name) -> Matrix:
     "The decisive four with one knob turned, at 1,200 steps."
     scenes, values = DEPTHS[name]
     return Matrix(f'depth-{name}', DRAWN_NOTE, 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
-                  prefix=f'depth-{name}-', data_root=f'data/scenes-{name}' if scenes else '', scenes=scenes,
-                  overrides=dict(iterations=1200) | values, asked=tuple(product(DECISIVE, ['shapes-unc'], (0, 1, 2))))
+                  prefix=f'depth-{name}-' if scenes or values else '', scenes=scenes,
+                  data_root=f'data/scenes-{name}' if scenes else '', overrides=dict(iterations=1200) | values,
+                  asked=with_control(DECISIVE))
+
+def with_control(systems) -> tuple:
+    "What to train of these systems on embedded unc: three seeds of each, and the blind control once."
+    return (*product(systems, ['shapes-unc'], (0, 1, 2)), ('blind', 'shapes-unc', 0))
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e5f7be4
 COCO_MINI, MOBILE = '../shared/data/coco-mini', '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
@@ -273,7 +279,7 @@ MATRICES = {m.name: m for m in (
     Matrix('factors', DRAWN_NOTE, 'small', TWO_SHAPES, seeds=(0, 1, 2), rows=(), repeated=(),
            asked=tuple(product(FACTORS, TWO_SHAPES, (0, 1, 2)))),
     Matrix('factors-long', DRAWN_NOTE, 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
-           overrides=dict(iterations=10800), asked=tuple(product(DECISIVE, ['shapes-unc'], (0, 1, 2)))),
+           overrides=dict(iterations=10800), asked=with_control(DECISIVE)),
     Matrix('factors-photographs', MINI_NOTE, 'mini', ('unc',), prefix='coco-mini-', data_root=COCO_MINI,
            seeds=(0, 1, 2), rows=(), repeated=(), overrides=ON_MOBILE | dict(iterations=2000, images_per_batch=2),
            asked=tuple(product(DECISIVE, ['unc'], (0, 1, 2))) + (('blind', 'unc', 0),)),
@@ -281,9 +287,8 @@ MATRICES = {m.name: m for m in (
            prefix='rates-', data_root='data/scenes-seed7', scenes=dict(seed=7), rows=(), repeated=(),
            overrides=dict(iterations=1200), asked=tuple(product(SEARCHED, ['shapes-unc'], (0,)))),
     *map(depth_matrix, DEPTHS),
-    Matrix('noise', DRAWN_NOTE, 'small', ('shapes-unc',), prefix='noise-', seeds=(0, 1, 2), rows=(), repeated=(),
-           overrides=dict(iterations=1200),
-           asked=tuple((s, 'shapes-unc', seed) for seed in range(3) for s in (*NOISE_SYSTEMS, *NOISY))),
+    Matrix('noise', DRAWN_NOTE, 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
+           overrides=dict(iterations=1200), asked=with_control((*NOISE_SYSTEMS, *NOISY))),
     Matrix('coco-mini', MINI_NOTE, 'mini', ('unc', 'unc+', 'gref-umd'), prefix='coco-mini-',
            data_root=COCO_MINI, rows=('row2', 'row5', 'row9', 'row12'), repeated=(),
            overrides=ON_MOBILE | dict(iterations=400),
