@@ -6,14 +6,15 @@
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'SECOND_LINES', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2',
            'SECOND_LINES_OF_TABLE2', 'COLUMNS2', 'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'NOISE_RATES',
            'NOISE_SYSTEMS', 'NOISY', 'ALL_SYSTEMS', 'SYSTEMS_OF_TABLE2', 'DEPTHS', 'COCO_MINI', 'MOBILE', 'ANSWERING',
-           'PEOPLE_SPEAK', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES', 'MATRIX_FIELDS',
-           'CONFIG_FIELDS', 'RUN_STEPS', 'WORKFLOW', 'System', 'refinement_system', 'with_cell', 'kind_of', 'factor',
-           'at_rate', 'at_noise', 'Cell', 'Matrix', 'splits_of', 'check_matrix', 'check_row', 'depth_matrix',
-           'with_control', 'given_matrix', 'given_rows', 'result_keys', 'steps_of', 'from_root', 'weights_file',
-           'count_files', 'is_made', 'has_counts', 'published_record', 'record_that_counts', 'record_state',
-           'is_published', 'reports_folder', 'report_place', 'papermill_command', 'step_parameters', 'step_command',
-           'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings',
-           'draw_scenes', 'run_step', 'make_report', 'publish_all', 'main']
+           'PEOPLE', 'PEOPLE_SPEAK', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES',
+           'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'PEOPLE_SPLITS', 'WORKFLOW', 'System', 'refinement_system',
+           'with_cell', 'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix', 'splits_of', 'check_matrix',
+           'check_row', 'depth_matrix', 'with_control', 'given_matrix', 'given_rows', 'people_keys', 'result_keys',
+           'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
+           'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
+           'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone',
+           'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'evaluate_on_people', 'make_report',
+           'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
@@ -27,6 +28,7 @@ from ..common.command import as_command, typed_settings
 from ..common.core import locked, need_checkout, one_of, repo_root, RRNError, whole_file
 from ..data.datasets import READERS
 from ..data.shapes import ensure
+from .jobs import evaluate_splits, open_evaluation
 from .record import published_folder, published_run, rows_file, Run, run_name, runs_folder
 from .report import publish
 from ..model import Config, NOISES, preset, PRESETS
@@ -135,6 +137,7 @@ class Cell:
     run: str         # its name
     splits: tuple    # to evaluate it on, the first while training
     crf: bool        # whether also with a CRF
+    people: str = '' # a folder of sentences that people wrote, to evaluate it on as well
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #84afbe64
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ class Matrix:
     segmentation: str = ''          # weights for Figure 1 on photographs, see `rrn.experiments.figures`
     asked: tuple = ()               # ((system, data set, seed), ...): what to train; (): what Tables 1 and 2 need
     scenes: dict = field(default_factory=dict)      # how scenes are drawn in `data_root`, see `rrn.data.shapes.ensure`
+    people: str = ''                # a folder with `PEOPLE_SPLITS`, on which every run is evaluated, too
 
     def __post_init__(self): check_matrix(self)
 
@@ -199,7 +203,7 @@ class Matrix:
         name = f"{self.prefix}{system}-{dataset.replace('+', 'plus')}-s{seed}-{values}"
         everywhere = system in [*SYSTEMS_OF_TABLE2, *FACTORS, *CONTROL_SYSTEMS]
         splits = splits_of(dataset) if everywhere else ('val',)
-        return Cell(system, c, name, splits, system in WITH_CRF)
+        return Cell(system, c, name, splits, system in WITH_CRF, self.people)
 
     def cells(self) -> list:
         "All runs: first every system once on the data set of Table 1, then the other data sets, then further seeds."
@@ -279,6 +283,7 @@ def with_control(systems) -> tuple:
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e5f7be4
 COCO_MINI, MOBILE = '../shared/data/coco-mini', '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
 ANSWERING = ('factors', 'factors-long', 'factors-photographs', 'rates')     # matrices of the page that answers
+PEOPLE = '../shared/data/refcoco-real-mini'
 PEOPLE_SPEAK = 'reports/real-mini/exclude.txt'      # pictures that are in refcoco-real-mini, too
 ON_MOBILE = dict(backbone='mobilenetv2_100', weights=MOBILE)
 SHAPES = ('shapes-unc', 'shapes-unc+', 'shapes-gref', 'shapes-referit')
@@ -294,7 +299,7 @@ MATRICES = {m.name: m for m in (
            overrides=dict(iterations=10800), asked=with_control(DECISIVE)),
     Matrix('factors-photographs', MINI_NOTE, 'mini', ('unc',), prefix='coco-mini-', data_root=COCO_MINI,
            seeds=(0, 1, 2), rows=(), repeated=(), overrides=ON_MOBILE | dict(iterations=2000, images_per_batch=2, exclude=PEOPLE_SPEAK),
-           asked=tuple(product(DECISIVE, ['unc'], (0, 1, 2))) + (('blind', 'unc', 0),)),
+           asked=tuple(product(DECISIVE, ['unc'], (0, 1, 2))) + (('blind', 'unc', 0),), people=PEOPLE),
     Matrix('rates', 'embedded scenes of another seed, which no other run sees', 'small', ('shapes-unc',),
            prefix='rates-', data_root='data/scenes-seed7', scenes=dict(seed=7), rows=(), repeated=(),
            overrides=dict(iterations=1200), asked=tuple(product(SEARCHED, ['shapes-unc'], (0,)))),
@@ -354,12 +359,19 @@ def given_rows(text) -> dict:
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #69493e5d
 RUN_STEPS = ['train', 'evaluate']
+PEOPLE_SPLITS = {'unc': ('val', 'testA', 'testB'), 'unc+': ('val', 'testA', 'testB'), 'gref-umd': ('val', 'test'),
+                 'gref': ('val',)}          # of a folder of sentences that people wrote
+
+def people_keys(dataset) -> list:
+    "The entries of metrics.json about the sentences that people wrote for a data set."
+    return [f'people:{dataset} {split}' for split in PEOPLE_SPLITS[dataset]]
 
 def result_keys(cell:Cell, step='') -> list:
     "The entries of the run's metrics.json that the tables read, and that `step` ('': both) makes."
     plain = [f'{cell.config.dataset} {s}' for s in cell.splits]
     trained = [k for k in plain if k.endswith(' val')]
     rest = [k for k in plain if k not in trained] + [f'{k} (dcrf)' for k in plain if cell.crf]
+    rest += [k for d in PEOPLE_SPLITS if cell.people for k in people_keys(d)]
     return dict(train=trained, evaluate=rest).get(step, trained + rest)
 
 def steps_of(cell:Cell) -> list:
@@ -533,8 +545,15 @@ def run_step(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
     draw_scenes(matrix, cell)
     with device_slot(per_gpu=runs_per_gpu) as device:
         done = subprocess.run(step_command(matrix, cell, step, device), cwd=repo_root(), env=_with_modules_from_here())
-    if done.returncode:
-        raise RRNError(f"{step} of run {name} failed; what it says stands above and in {folder/step}.ipynb.")
+        if done.returncode:
+            raise RRNError(f"{step} of run {name} failed; what it says stands above and in {folder/step}.ipynb.")
+        if step == 'evaluate' and cell.people: evaluate_on_people(matrix, cell, device)
+
+def evaluate_on_people(matrix:Matrix, cell:Cell, device='auto'):
+    "Add to a run's record how it does, with all controls, on the sentences that people wrote."
+    for dataset, splits in PEOPLE_SPLITS.items():
+        evaluate_splits(open_evaluation(run=cell.run, folder=matrix.folder, dataset=dataset, data_root=cell.people,
+                                        label=f'people:{dataset}', splits=','.join(splits), device=device))
 
 def _with_modules_from_here() -> dict:
     "The environment of a run: it starts elsewhere, and finds modules of the working directory (update=mine:GRU)."
