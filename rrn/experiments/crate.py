@@ -22,8 +22,10 @@ from ..common.core import (assets, at_root, code_version, file_bytes, need_check
                              optional_module, repo_root, RRNError, sha256_of, whole_file)
 from ..data.download import member_path, unpack
 from .claims import settings_seen, with_settings, write_claims
+from .depth import write_depth
 from .factors import FACTOR_FILES, write_factors
-from .matrix import ANSWERING, given_matrix, Matrix, MATRICES, settings_of
+from .matrix import given_matrix, Matrix, MATRICES, PAGES, settings_of
+from .noisy import write_noise
 from .record import published_folder, published_run, published_runs, Run, runs_folder
 from .report import code_days, day_of, TOLD, what_differs
 from .tables import external_record, system_records, write_tables
@@ -122,9 +124,11 @@ def run_crate(run:Run):
 
 # %% ../../nbs/3_experiments/22_crate.ipynb #1fd60c74
 TABLE_FILES = {'table1': ['table1.md', 'table1.csv', 'table1.tex'], 'table2': ['table2.md', 'table2.csv', 'table2.tex'],
-               'claims': ['claims.md', 'claims.csv', 'settings.md'], 'factors': list(FACTOR_FILES)}
-TABLE_TITLES = {'table1': 'Table 1', 'table2': 'Table 2', 'claims': "The paper's claims", 'factors': 'Structures'}
-OF_EACH_MATRIX = ['table1', 'table2', 'claims']      # the table on factors has matrices of its own
+               'claims': ['claims.md', 'claims.csv', 'settings.md'], 'factors': list(FACTOR_FILES),
+               'depth': ['depth.md', 'depth.csv'], 'noise': ['noise.md', 'noise.csv']}
+TABLE_TITLES = {'table1': 'Table 1', 'table2': 'Table 2', 'claims': "The paper's claims", 'factors': 'Structures',
+                'depth': 'Depth of the task', 'noise': 'Wrong labels'}
+OF_EACH_MATRIX = ['table1', 'table2', 'claims']      # those of `PAGES` have matrices of their own
 
 def templates_version() -> str:
     "A hash of the templates of pages and of the paper's numbers, 16 hexadecimal digits."
@@ -133,7 +137,7 @@ def templates_version() -> str:
 
 def matrix_records(matrix:Matrix, table:str) -> list:
     "The records that a table reads: of its systems, data sets and seeds; for the claims of other settings, too."
-    if table == 'factors': return [run for name in ANSWERING for run in matrix_records(given_matrix(name), '')]
+    if table in PAGES: return [run for name in PAGES[table] for run in matrix_records(given_matrix(name), '')]
     datasets = [matrix.main_dataset] if table == 'table1' else matrix.datasets
     variants = settings_seen(matrix) if table == 'claims' else [{}]
     found = [run for changes in variants for system, dataset in product(matrix.systems, datasets)
@@ -144,10 +148,12 @@ def matrix_records(matrix:Matrix, table:str) -> list:
 
 # %% ../../nbs/3_experiments/22_crate.ipynb #de4fdbe5
 def write_some_tables(matrix:Matrix, folder, tables=OF_EACH_MATRIX):
-    "Write some of the tables to a folder: both of the paper's, the claims, those on factors."
+    "Write some of the tables to a folder: both of the paper's, the claims, those of `PAGES`."
     if {*tables} & {'table1', 'table2'}: write_tables(matrix, folder)
     if 'claims' in tables: write_claims(matrix, folder)
-    if 'factors' in tables: write_factors(folder, *map(given_matrix, ANSWERING))
+    if 'factors' in tables: write_factors(folder, *map(given_matrix, PAGES['factors']))
+    if 'depth' in tables: write_depth(folder)
+    if 'noise' in tables: write_noise(given_matrix('noise'), folder)
 
 def add_table(crate, table:str, settings:dict, folders:dict, made:Path):
     "The action that makes a table from records (`folders`: their entities by name); entities of its files, in `made`."
@@ -311,7 +317,7 @@ def reports_crate():
     "The `ROCrate` of the folder reports/."
     tables = repo_root()/'reports'/'tables'
     wanted = [(dict(matrix=name), tables/MATRICES[name].subfolder, OF_EACH_MATRIX) for name in PUBLISHED_TABLES]
-    wanted.append((dict(matrix='embedded'), tables, ['factors']))
+    wanted.append((dict(matrix='embedded'), tables, list(PAGES)))
     return tables_crate(wanted, name='rrn: run records and tables')
 
 def describe_reports() -> Path:
@@ -349,7 +355,7 @@ CRATE_STEPS = {'tables': 1, 'run': 2, 'check': 1, 'rebuild': 2, 'describe': 0}  
 @as_command('crate')
 def main(step:str,                     # tables, run, check, rebuild, or describe
          words:tuple[str, ...]=(),     # tables OUT [name=value ...], run OUT NAME, check CRATE, or rebuild CRATE OUT
-         *, table:str=''               # table1, table2, claims or factors alone; '': the first three
+         *, table:str=''               # table1, table2, claims, factors, depth or noise alone; '': the first three
         ):
     """Make RO-Crates of records, and tables from these.
     Settings of `tables` are those of `rrn matrix`: name=value."""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEPTH_MATRICES', 'DEPTH_CLAIMS', 'knob_lines', 'depth_differences', 'depth_scores', 'order_returns', 'draw_depth',
-           'order_text', 'depth_page', 'write_depth']
+           'order_text', 'depth_page', 'write_depth', 'save_depth']
 
 # %% ../../nbs/3_experiments/20_depth.ipynb #d2000002
 from functools import cache, partial
@@ -84,9 +84,13 @@ def depth_page(matrices=DEPTH_MATRICES) -> str:
     shown = [(knob, scores_text(some)) for knob, some in scores.groupby('knob', sort=False)]
     return render('depth.md', answer=order_text(table), differences=differences, scores=shown)
 
-def write_depth(folder, figures, matrices=DEPTH_MATRICES):
-    "Write `depth.md` and `depth.csv` into a folder, and the picture of the differences into another."
+def write_depth(folder, matrices=DEPTH_MATRICES):
+    "Write `depth.md` and `depth.csv` into a folder."
     table = depth_differences(matrices)
     with whole_file(Path(folder)/'depth.md') as f: f.write(depth_page(matrices))
     with whole_file(Path(folder)/'depth.csv') as f: f.write(table.to_csv(index=False, float_format='%.4f'))
-    if len(table): save_figure(draw_depth(table), figures, 'depth')
+
+def save_depth(folder, matrices=DEPTH_MATRICES):
+    "Draw the differences, if there are any, as `depth.png` and `.pdf` into a folder."
+    table = depth_differences(matrices)
+    if len(table): save_figure(draw_depth(table), folder, 'depth')

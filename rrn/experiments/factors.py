@@ -6,8 +6,8 @@
 __all__ = ['GATES_NORMALISED', 'GATES_BARE', 'GATES_MIXED', 'NORM_BY_STRUCTURE', 'PARTS', 'factor_claim', 'QUESTIONS',
            'FACTOR_CLAIMS', 'STRUCTURE_NAMES', 'NORMALISATIONS', 'SCORE_COLUMNS', 'PAIRS', 'order_claims',
            'factor_differences', 'factor_line', 'factors_table', 'rates_table', 'rates_text', 'validation_curve',
-           'curve_differences', 'draw_curves', 'draw_interval', 'draw_differences', 'questions_text', 'scores_text',
-           'factors_page', 'write_factors', 'save_figures']
+           'curve_differences', 'draw_curves', 'draw_interval', 'draw_differences', 'people_results', 'people_text',
+           'interval_text', 'questions_text', 'scores_text', 'factors_page', 'write_factors', 'save_figures']
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180002
 from functools import partial
@@ -17,12 +17,13 @@ from ..common.core import whole_file
 from ..common.viz import Picture
 from ..train import read_log
 from .claims import claim, claims_table, linked, our_text, SMALLEST_DIFFERENCE
-from .matrix import (at_rate, FACTORS, kind_of, Matrix, RATES, record_state, record_that_counts, SEARCHED,
-                                    splits_of)
+from .matrix import (at_rate, FACTORS, kind_of, Matrix, people_keys, PEOPLE_SPLITS, RATES, record_state,
+                                    record_that_counts, SEARCHED, splits_of)
 from .figures import save_figure
-from .record import Run
+from .jobs import CONTROLS
+from .record import read_rows, rows_file, Run
 from .report import markdown, render
-from .tables import results
+from .tables import results, stack_counts, system_records
 from .workflow import FACTOR_FILES, FACTOR_PICTURES
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180004
@@ -154,6 +155,31 @@ def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
     ax.tick_params(axis='x', labelsize=7)
     return fig
 
+# %% ../../nbs/3_experiments/18_factors.ipynb #fc180022
+def people_results(matrix:Matrix, system, dataset, words='own'):
+    """`Results` of a system on all sentences that people wrote for a data set, its splits together, or None if no run
+    was asked. `words`: a key of `CONTROLS`."""
+    keys = [key + CONTROLS[words] for key in people_keys(dataset)]
+    asked = {seed: run for seed, run in system_records(matrix, system, matrix.main_dataset).items()
+             if all(rows_file(run, key).exists() for key in keys)}
+    rows = [pd.concat([read_rows(run, key) for key in keys]) for run in asked.values()]
+    return stack_counts(rows, [run.name for run in asked.values()], list(asked)) if asked else None
+
+def people_text(matrix:Matrix) -> str:
+    """Overall IoU on the sentences that people wrote, in Markdown: a row a system, a column a data set; with other
+    pictures' sentences in brackets. '' without runs."""
+    rows = []
+    for system in dict.fromkeys(system for system, *_ in matrix.asked):
+        found = [(people_results(matrix, system, d), people_results(matrix, system, d, 'shuffled')) for d in PEOPLE_SPLITS]
+        cells = [f'{interval_text(own)} ({other.interval().value:.1f})' if own and other else '' for own, other in found]
+        if any(cells): rows.append([matrix.systems[system].name, *cells])
+    return markdown(pd.DataFrame(rows, columns=['structure', *PEOPLE_SPLITS], dtype=object)) if rows else ''
+
+def interval_text(found) -> str:
+    "The mean of `Results` with its interval, percent."
+    i = found.interval()
+    return f'{i.value:.1f} [{i.low:.1f} to {i.high:.1f}]'
+
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180019
 def questions_text(table:pd.DataFrame, matrix:Matrix) -> list:
     "[(question, its lines in Markdown)] of `factor_differences`; a claim is a link to its page."
@@ -182,6 +208,7 @@ def factors_page(matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix
                   longer_questions=questions_text(factor_differences(longer), longer), photographs=photographs,
                   photographed=scores_text(factors_table(photographs)),
                   photographed_questions=questions_text(factor_differences(photographs), photographs),
+                  people=people_text(photographs),
                   rate=matrix.configuration('row12', matrix.main_dataset, 0).lr,
                   steps=matrix.configuration('row12', matrix.main_dataset, 0).iterations)
 

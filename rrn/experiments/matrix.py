@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'SECOND_LINES', 'ABLATION_SYSTEMS', 'CONTROL_SYSTEMS', 'SYSTEMS_OF_TABLES', 'TABLE2',
            'SECOND_LINES_OF_TABLE2', 'COLUMNS2', 'WITH_CRF', 'FACTORS', 'DECISIVE', 'RATES', 'SEARCHED', 'NOISE_RATES',
-           'NOISE_SYSTEMS', 'NOISY', 'ALL_SYSTEMS', 'SYSTEMS_OF_TABLE2', 'DEPTHS', 'COCO_MINI', 'MOBILE', 'ANSWERING',
-           'PEOPLE', 'PEOPLE_SPEAK', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES', 'MATRICES',
-           'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'PEOPLE_SPLITS', 'WORKFLOW', 'System', 'refinement_system',
-           'with_cell', 'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix', 'splits_of', 'check_matrix',
-           'check_row', 'depth_matrix', 'with_control', 'given_matrix', 'given_rows', 'people_keys', 'result_keys',
-           'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts', 'published_record',
-           'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place', 'papermill_command',
-           'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone',
-           'settings_of', 'split_settings', 'draw_scenes', 'run_step', 'evaluate_on_people', 'make_report',
-           'publish_all', 'main']
+           'NOISE_SYSTEMS', 'NOISY', 'ALL_SYSTEMS', 'SYSTEMS_OF_TABLE2', 'DEPTHS', 'COCO_MINI', 'MOBILE', 'PAGES',
+           'ANSWERING', 'PEOPLE', 'PEOPLE_SPEAK', 'ON_MOBILE', 'SHAPES', 'MINI_NOTE', 'DRAWN_NOTE', 'TWO_SHAPES',
+           'MATRICES', 'MATRIX_FIELDS', 'CONFIG_FIELDS', 'RUN_STEPS', 'PEOPLE_SPLITS', 'WORKFLOW', 'System',
+           'refinement_system', 'with_cell', 'kind_of', 'factor', 'at_rate', 'at_noise', 'Cell', 'Matrix', 'splits_of',
+           'check_matrix', 'check_row', 'depth_matrix', 'with_control', 'given_matrix', 'given_rows', 'people_keys',
+           'result_keys', 'steps_of', 'from_root', 'weights_file', 'count_files', 'is_made', 'has_counts',
+           'published_record', 'record_that_counts', 'record_state', 'is_published', 'reports_folder', 'report_place',
+           'papermill_command', 'step_parameters', 'step_command', 'gpu_places', 'gpu_names', 'take_slot',
+           'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings', 'draw_scenes', 'run_step',
+           'evaluate_on_people', 'make_report', 'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
@@ -282,7 +282,10 @@ def with_control(systems) -> tuple:
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e5f7be4
 COCO_MINI, MOBILE = '../shared/data/coco-mini', '../shared/weights/mobilenetv2_100_deeplab_voc.safetensors'
-ANSWERING = ('factors', 'factors-long', 'factors-photographs', 'rates')     # matrices of the page that answers
+PAGES = {                          # of the answer: the matrices that each reads
+    'factors': ('factors', 'factors-long', 'factors-photographs', 'rates'),
+    'depth': tuple(f'depth-{name}' for name in DEPTHS), 'noise': ('noise',)}
+ANSWERING = tuple(name for names in PAGES.values() for name in names)
 PEOPLE = '../shared/data/refcoco-real-mini'
 PEOPLE_SPEAK = 'reports/real-mini/exclude.txt'      # pictures that are in refcoco-real-mini, too
 ON_MOBILE = dict(backbone='mobilenetv2_100', weights=MOBILE)
