@@ -412,7 +412,7 @@ print(json.dumps(dict(sentences=len(taken), threads=torch.get_num_threads(), med
 """
 
 def measure_explorer(scenes=8) -> dict:
-    "Seconds from a sentence that is typed until all is drawn, about so many scenes; {} without the explorer's packages."
+    "Seconds from a typed sentence until all is drawn, about so many scenes; {} without the explorer's packages."
     if not all(map(importlib.util.find_spec, ('ipywidgets', 'anywidget'))): return {}
     done = subprocess.run([sys.executable, '-c', EXPLORING, str(scenes)], capture_output=True, text=True,
                           env=finding_rrn(OMP_NUM_THREADS='2'), cwd=repo_root())
