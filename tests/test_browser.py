@@ -1,4 +1,6 @@
-"""In a real browser: the explorer in JupyterLab; the built site, on a wide and a narrow screen. Skipped without Chromium."""
+"""In a real browser: the explorer in JupyterLab; the built site and the page that asks a model, on a wide and a narrow screen.
+Skipped without Chromium."""
+import contextlib
 import functools
 import http.server
 import json
@@ -11,7 +13,12 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+import numpy as np
 import pytest
+from PIL import Image
+from rrn.common.core import RRNError
+from rrn.experiments.export import export_page
+from rrn.predict import Predictor
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = REPO/'build'/'site'/'html'
@@ -45,13 +52,19 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
 
-@pytest.fixture(scope='module')
-def site():
-    if not (PAGES/'index.html').exists(): pytest.skip('the site is not built: uv run --group site python docs/site/build.py')
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=PAGES))
+@contextlib.contextmanager
+def served(folder):
+    "The address of a folder, as any web server gives it."
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_address[1]}'
     server.shutdown()
+
+
+@pytest.fixture(scope='module')
+def site():
+    if not (PAGES/'index.html').exists(): pytest.skip('the site is not built: uv run --group site python docs/site/build.py')
+    with served(PAGES) as address: yield address
 
 
 SOME = ['nbs/index', 'nbs/1_paper/04_refine', 'nbs/explore', 'reports/README', 'reports/tables/claims', 'reports/tables/table1',
@@ -94,6 +107,70 @@ def test_tables_are_sorted_and_the_start_page_leads_on(browser, site):
     page.wait_for_selector('ul.search li')
     assert wrong == []
     page.close()
+
+
+# ---- the page that asks a model --------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    "The folder of the page: the site's where that is built, else one made here."
+    if (PAGES/'demo'/'index.html').exists(): return PAGES/'demo'
+    pytest.importorskip('onnxscript', reason="the extra is not installed: pip install 'rrn[export]'")
+    try: return export_page(Predictor.from_pretrained('shapes-unc', device='cpu'), tmp_path_factory.mktemp('demo')/'page')
+    except RRNError as e:
+        if 'npm' in str(e): pytest.skip(str(e))
+        raise
+
+
+def answered(page, sentence) -> np.ndarray:
+    "Type a sentence into the page; where its picture is coloured then, (H, W) bool."
+    page.fill('#sentence', sentence)
+    page.wait_for_selector(f'body[data-asked="{sentence}"]')
+    coloured = page.evaluate("""() => {
+        const drawn = document.querySelector('#mask canvas'), { width, height } = drawn, { data } = window.rrn.picture;
+        const seen = drawn.getContext('2d').getImageData(0, 0, width, height).data;
+        return { width, height, where: Array.from({ length: width * height }, (_, i) => [0, 1, 2].some(c => seen[4 * i + c] !== data[4 * i + c])) };
+    }""")
+    return np.reshape(coloured['where'], (coloured['height'], coloured['width']))
+
+
+@pytest.mark.parametrize('width', [1300, 400])
+def test_the_page_draws_the_masks_of_the_library(browser, demo, width):
+    "For each scene, a sentence after another; nothing comes from elsewhere, and nothing is wider than the screen."
+    predictor, scenes = Predictor.from_pretrained('shapes-unc', device='cpu'), json.loads((demo/'scenes.json').read_text())
+    with served(demo) as address:
+        page, wrong = opened(browser, f'{address}/index.html', width)
+        page.wait_for_selector('body[data-ready]')
+        for i, scene in enumerate(scenes[:2]):
+            page.select_option('#picture', str(i))
+            page.wait_for_selector('body[data-asked="%s"]' % scene['sentences'][0])
+            predictor.set_image(Image.open(demo/scene['picture']))
+            masks = [answered(page, sentence) for sentence in scene['sentences'][:3]]
+            for theirs, ours in zip(masks, predictor.predict(scene['sentences'][:3])):
+                assert ours.mask.any() and (theirs & ours.mask).sum() >= .99 * (theirs | ours.mask).sum()
+            assert not np.array_equal(masks[0], masks[1])
+        page.click('#mask canvas')
+        assert 'pixel (' in page.inner_text('#pixel') and page.locator('#inside canvas').count() > 8
+        assert page.evaluate('document.scrollingElement.scrollWidth') <= width and wrong == []
+        keep(page, f'demo-{width}')
+        page.close()
+
+
+def test_the_page_takes_ones_own_picture_and_names_what_it_cannot_read(browser, demo, tmp_path):
+    Image.fromarray(np.full((90, 160, 3), 200, np.uint8)).save(tmp_path/'own.png')
+    (tmp_path/'text.png').write_text('no picture')
+    with served(demo) as address:
+        page, wrong = opened(browser, f'{address}/index.html')
+        page.wait_for_selector('body[data-ready]')
+        page.set_input_files('#upload', tmp_path/'own.png')
+        page.wait_for_function("document.querySelector('#mask canvas').width === 160")
+        assert answered(page, 'left zebra').shape == (90, 160) and page.inner_text('#said') == 'never seen: zebra'
+        page.set_input_files('#upload', tmp_path/'text.png')
+        page.wait_for_function("document.querySelector('#said').textContent === 'text.png is no picture that can be read.'")
+        page.fill('#sentence', ' . ')
+        page.wait_for_function("document.querySelector('#said').textContent === 'Say what to look for.'")
+        assert wrong == []
+        page.close()
 
 
 # ---- JupyterLab ------------------------------------------------------------------------------------------------------

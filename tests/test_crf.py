@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 import rrn.crf
 from rrn.common.core import RRNError
-from rrn.crf import CRFSettings, have_pydensecrf, make_crf, pydensecrf_crf, torch_crf
+from rrn.crf import CRFSettings, have_pydensecrf, how_to_install, make_crf, pydensecrf_crf, torch_crf
 from rrn.image import fit, mask_in
 from rrn.data.shapes import draw_scene
 
@@ -170,7 +170,10 @@ def test_inference_mode_and_gradients():
 def test_missing_pydensecrf(monkeypatch):
     monkeypatch.setattr(rrn.crf, 'have_pydensecrf', lambda: False)
     assert make_crf('auto').name == 'torch'
-    with pytest.raises(RRNError, match='uv sync --extra dcrf'): make_crf('pydensecrf')
+    with pytest.raises(RRNError, match='not installed'): make_crf('pydensecrf')
+    assert 'uv sync --extra dcrf' in how_to_install((3, 12)) and "choose 'torch'" in how_to_install((3, 12))
+    for python in ((3, 13), (3, 14)):
+        assert 'does not build on Python 3.13' in how_to_install(python) and 'Install it' not in how_to_install(python)
 
 @pytest.mark.parametrize('workers', [-1, 1.5, '2'])
 @needs_cpp

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'GROWN', 'GROWN_QUICKLY', 'TRAIN2014_IMAGES', 'TRAIN2014_OBJECTS', 'SENTENCE_WORDS', 'OPENING', 'STEPPING',
-           'BUSY', 'CROWDS', 'KINDS_OF_WORK', 'TIMED_SHAPES', 'TIMED_SHAPES_ON_GPU', 'PAPER_SENTENCES',
+           'BUSY', 'CROWDS', 'KINDS_OF_WORK', 'EXPLORING', 'TIMED_SHAPES', 'TIMED_SHAPES_ON_GPU', 'PAPER_SENTENCES',
            'QUARTER_OF_H100', 'SPEED_COLUMNS', 'in_turns', 'matmul_peak', 'peak_memory', 'process_peak', 'random_batch',
            'Bench', 'speeds', 'rates_beside', 'growth', 'noise_photograph', 'write_pictures', 'random_polygons',
            'image_entry', 'object_entry', 'write_instances', 'random_sentence', 'write_refs', 'write_unc_sized',
            'data_speed', 'crf_speed', 'finding_rrn', 'measure_opening', 'steps_per_second', 'fair_share',
-           'measure_crowding', 'small_step_profile', 'benchmark', 'small_step', 'speed_line', 'report_path',
-           'shape_name', 'speed_row', 'opening_row', 'report_tables', 'speed_table', 'speed_text', 'main']
+           'measure_crowding', 'small_step_profile', 'measure_explorer', 'benchmark', 'small_step', 'speed_line',
+           'report_path', 'shape_name', 'speed_row', 'opening_row', 'report_tables', 'speed_table', 'speed_text',
+           'main']
 
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #4018842a
-import contextlib, itertools, json, os, pickle, re, resource, statistics, subprocess, sys, tempfile
+import contextlib, importlib.util, itertools, json, os, pickle, re, resource, statistics, subprocess, sys, tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -393,6 +394,31 @@ def small_step_profile(steps=8) -> dict:
     total = sum(shares.values())
     return {k: v / total for k, v in shares.items()}
 
+# %% ../../nbs/3_experiments/06_benchmark.ipynb #5e7a1c91
+EXPLORING = """
+import json, statistics, sys, time
+import torch
+from rrn.experiments.explorer import Explorer
+torch.set_num_threads(2)
+explorer, taken = Explorer(), []
+for scene in range(1 + int(sys.argv[1])):
+    explorer.choice.value = scene
+    for sentence in explorer.others.options[1:]:
+        start = time.perf_counter()
+        explorer.sentence.value = sentence
+        if scene: taken.append(time.perf_counter() - start)      # after a first scene that does not count
+print(json.dumps(dict(sentences=len(taken), threads=torch.get_num_threads(), median=statistics.median(taken),
+                      slowest=max(taken))))
+"""
+
+def measure_explorer(scenes=8) -> dict:
+    "Seconds from a typed sentence until all is drawn, about so many scenes; {} without the explorer's packages."
+    if not all(map(importlib.util.find_spec, ('ipywidgets', 'anywidget'))): return {}
+    done = subprocess.run([sys.executable, '-c', EXPLORING, str(scenes)], capture_output=True, text=True,
+                          env=finding_rrn(OMP_NUM_THREADS='2'), cwd=repo_root())
+    if done.returncode: raise RRNError(f"the explorer does not answer: {done.stderr[-500:]}")
+    return json.loads(done.stdout)
+
 # %% ../../nbs/3_experiments/06_benchmark.ipynb #9526809b
 def benchmark(sizes='paper',           # of the network: paper, or small
               device='auto',           # auto, cpu, cuda, cuda:1, ...
@@ -419,7 +445,8 @@ def benchmark(sizes='paper',           # of the network: paper, or small
     found = dict(matmul_peak=peak, speeds=results, data=data, crf=crf_speed(device, c.image_size),
                  growth=growth(c, device, 2 if quick else 3, quick))
     opened = [measure_opening(.01 * t if quick else t, c.image_size) for t in open_times]
-    return facts | found | dict(opening=opened, small_step={} if on_gpu else small_step(quick))
+    found |= dict(opening=opened, explorer=measure_explorer(1 if quick else 8))
+    return facts | found | dict(small_step={} if on_gpu else small_step(quick))
 
 TIMED_SHAPES = [(1, 1, False), (1, 7, False)]      # images, sentences, whether compiled
 TIMED_SHAPES_ON_GPU = [(16, 7, False), (1, 1, True), (1, 7, True), (16, 7, True)]
