@@ -19,6 +19,7 @@ from PIL import Image
 from rrn.common.core import RRNError
 from rrn.experiments.export import export_page
 from rrn.predict import Predictor
+from screens import differing_bits, LIMIT
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = REPO/'build'/'site'/'html'
@@ -44,6 +45,13 @@ def free_port() -> int:
 def keep(page, name):
     "Keep what is seen, where one asked for it."
     if os.environ.get('RRN_SCREENSHOTS'): page.screenshot(path=Path(os.environ['RRN_SCREENSHOTS'])/f'{name}.png')
+
+
+def looks_as_before(page, name, folder):
+    "Loosely: see tests/screens.py."
+    keep(page, name)
+    page.screenshot(path=folder/f'{name}.png')
+    assert differing_bits(folder/f'{name}.png', name) <= LIMIT, 'look at it with RRN_SCREENSHOTS=FOLDER; tests/screens.py writes its hash'
 
 
 # ---- the site --------------------------------------------------------------------------------------------------------
@@ -102,10 +110,17 @@ def test_tables_are_sorted_and_the_start_page_leads_on(browser, site):
     page.goto(f'{site}/index.html')
     page.wait_for_url('**/nbs/index.html')
     assert page.locator('math').count() > 20
-    keep(page, 'start')
     page.goto(f'{site}/search.html?q=peepholes')
     page.wait_for_selector('ul.search li')
     assert wrong == []
+    page.close()
+
+
+@pytest.mark.parametrize('name, width', {'start': 1300, 'start-400': 400}.items())
+def test_the_start_page_looks_as_before(browser, site, tmp_path, name, width):
+    page, wrong = opened(browser, f'{site}/nbs/index.html', width)
+    assert wrong == []
+    looks_as_before(page, name, tmp_path)
     page.close()
 
 
@@ -134,8 +149,8 @@ def answered(page, sentence) -> np.ndarray:
     return np.reshape(coloured['where'], (coloured['height'], coloured['width']))
 
 
-@pytest.mark.parametrize('width', [1300, 400])
-def test_the_page_draws_the_masks_of_the_library(browser, demo, width):
+@pytest.mark.parametrize('name, width', {'page': 1300, 'page-400': 400}.items())
+def test_the_page_draws_the_masks_of_the_library(browser, demo, tmp_path, name, width):
     "For each scene, a sentence after another; nothing comes from elsewhere, and nothing is wider than the screen."
     predictor, scenes = Predictor.from_pretrained('shapes-unc', device='cpu'), json.loads((demo/'scenes.json').read_text())
     with served(demo) as address:
@@ -152,7 +167,7 @@ def test_the_page_draws_the_masks_of_the_library(browser, demo, width):
         page.click('#mask canvas')
         assert 'pixel (' in page.inner_text('#pixel') and page.locator('#inside canvas').count() > 8
         assert page.evaluate('document.scrollingElement.scrollWidth') <= width and wrong == []
-        keep(page, f'demo-{width}')
+        looks_as_before(page, name, tmp_path)
         page.close()
 
 
@@ -182,7 +197,7 @@ def lab(tmp_path_factory):
     shutil.copytree(REPO/'nbs', root/'nbs')
     tracker = root/'settings'/'@jupyterlab'/'notebook-extension'/'tracker.jupyterlab-settings'
     tracker.parent.mkdir(parents=True)
-    tracker.write_text(json.dumps(dict(windowingMode='none')))
+    tracker.write_text(json.dumps(dict(windowingMode='none', autoStartDefaultKernel=True)))
     news = root/'settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
     news.parent.mkdir(parents=True)
     news.write_text(json.dumps(dict(fetchNews='false', checkForUpdates=False)))
@@ -208,9 +223,6 @@ def run_all(browser, lab, name, height=1000):
     page = browser.new_page(viewport=dict(width=1500, height=height))
     page.goto(f'{lab}/lab/tree/{name}')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
-    kernel = page.locator('.jp-Dialog button:has-text("Select")').last
-    page.wait_for_timeout(3000)                            # whether JupyterLab asks which kernel shall run it
-    if kernel.count(): kernel.click()
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
     page.click('.lm-MenuBar-item:has-text("Run")')
     page.click('.lm-Menu-item:has-text("Run All Cells") >> nth=0')
@@ -220,7 +232,7 @@ def run_all(browser, lab, name, height=1000):
 FAULTS = '.jp-OutputArea-output[data-mime-type*="stderr"], .jp-OutputArea-output[data-mime-type*="error"]'
 
 
-def test_the_explorer_answers_what_is_typed(browser, lab):
+def test_the_explorer_answers_what_is_typed(browser, lab, tmp_path):
     page = run_all(browser, lab, 'explore.ipynb')
     picture = page.locator('img[alt^="the picture with the mask"]').first
     picture.wait_for(timeout=240_000)
@@ -231,8 +243,9 @@ def test_the_explorer_answers_what_is_typed(browser, lab):
     picture.click(position=dict(x=60, y=50))
     page.wait_for_selector('.rrn-pixel >> text=pixel (', timeout=30_000)
     assert page.locator('.rrn-pictures img[alt^="without"]').count() == 2, 'two words, one less each time'
-    keep(page, 'explorer')
     assert page.locator(FAULTS).count() == 0
+    picture.evaluate("picture => picture.scrollIntoView({ block: 'center' })")
+    looks_as_before(page, 'explorer', tmp_path)
     page.close()
 
 

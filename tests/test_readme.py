@@ -1,6 +1,7 @@
 """What README says is true: its numbers are those of the records, its notebooks and files exist."""
 import re
 import shlex
+import subprocess
 from pathlib import Path
 import nbformat
 import numpy as np
@@ -123,3 +124,11 @@ def test_its_lines_for_asking_run_as_they_stand():
     exec(lines, names)
     assert names['mask'].shape == names['probability'].shape and names['mask'].ndim == 2
     assert names['mask'].dtype == bool
+
+
+def test_what_commands_leave_in_a_clone_is_ignored():
+    "`git status` stays empty after README's commands."
+    left = ['masks/overlays.png', 'mask.png', 'mask-overlay.png', 'onnx/cnn.onnx', 'out.ipynb', 'runs/x/metrics.json', 'build/lib/rrn/ask.py']
+    done = subprocess.run(['git', 'check-ignore', '--no-index', *left], cwd=REPO, capture_output=True, text=True)
+    if done.returncode == 128: pytest.skip('this is no checkout of git')
+    assert done.stdout.split() == left
