@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACED', 'WARPED_SIZE', 'KEYS', 'BATCH', 'AHEAD', 'FAULTS', 'SERIOUS', 'ANSWERED', 'PLAIN', 'GENERAL', 'COMPARED',
-           'SHOWN', 'MEANS', 'BY', 'GROUPED', 'TARGETS', 'VERDICTS', 'FLAT', 'FORMAT', 'placement_in', 'check_upright',
+           'SHOWN', 'MEANS', 'BY', 'GROUPED', 'HOW_MANY', 'VERDICTS', 'FLAT', 'FORMAT', 'placement_in', 'check_upright',
            'touched', 'released_mask', 'masks_of', 'nearest_mask', 'count_pixels', 'pick_key', 'numbers_of',
            'fitting_key', 'Task', 'Counted', 'count_task', 'count_batch', 'batches_of', 'spread_batches', 'Scored',
            'sentence_rows', 'Tally', 'same_aspect', 'count_set', 'finished_rows', 'with_empty', 'foreign', 'as_ratio',
@@ -151,7 +151,7 @@ def _no_match(key, ids, known, others):
 def _no_number(entries):
     first = ', '.join(e.where for e in entries[:3])
     return (f"none of the {len(entries):,} predictions ({first}, ...) has a number of a sentence or an object. Files "
-            "and arrays are named 1234, sent_1234 or ref_77; objects in JSON and rows of tables have sent_id or ref_id.")
+            "and arrays are named 1234, sent_1234 or ref_77; objects in JSON and rows of tables have sent_id, ref_id.")
 
 # %% ../../nbs/3_experiments/16_score.ipynb #0594ffd6
 class Task(NamedTuple):
@@ -479,13 +479,13 @@ def protocol_notes(scored:Scored) -> str:
 BY = {'words': 'words of the sentence', 'share': "the target's part of the picture, percent",
       'distractors': 'rivals: other objects of the same class'}
 GROUPED = ['overall_iou', 'mean_iou', 'prec@0.5']
-TARGETS = {0: 'none', 1: 'one', 2: 'several'}
+HOW_MANY = {0: 'none', 1: 'one', 2: 'several'}
 
 def groups_of(scored:Scored) -> dict:
     "{what by, in words: (the group of each sentence, those without a target in none; which metrics are shown)}."
     found = {BY[by]: (binned(scored.rows, by).where(~scored.none), GROUPED) for by in BINS}
     if scored.rows.targets.nunique() < 2: return found
-    kinds = pd.Categorical(scored.rows.targets.clip(upper=2).map(TARGETS), TARGETS.values())
+    kinds = pd.Categorical(scored.rows.targets.clip(upper=2).map(HOW_MANY), HOW_MANY.values())
     return found | {'number of targets': (pd.Series(kinds), ['overall_iou', 'giou'])}
 
 def breakdowns(sets:list, draws=1000) -> dict:
