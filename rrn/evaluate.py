@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SENTENCE_SOURCES', 'ROW', 'BINS', 'autocast', 'predictions', 'masks_meant', 'sentences_given', 'expression_row',
-           'decoding_workers', 'batch_rows', 'evaluate', 'summary', 'breakdown', 'telling_rows']
+           'decoding_workers', 'batch_rows', 'evaluate', 'summary', 'binned', 'breakdown', 'telling_rows']
 
 # %% ../nbs/1_paper/10_evaluate.ipynb #645d9ce4
 import contextlib, os
@@ -112,11 +112,15 @@ def summary(rows:pd.DataFrame) -> dict:
 
 BINS = {'words': [0, 2, 3, 4, 6, 9, 1000], 'share': [0, 2, 5, 10, 20, 100.1], 'distractors': [0, 1, 2, 3, 1000]}
 
-def breakdown(rows:pd.DataFrame, by:str) -> pd.DataFrame:
-    "Overall IoU, prec@0.5 and number of expressions by 'words' (length), 'share' (size in percent) or 'distractors'."
+def binned(rows:pd.DataFrame, by:str) -> pd.Series:
+    "The bin of each row by 'words' (length), 'share' (size in percent) or 'distractors', as a category."
     edges = BINS[one_of('by', by, BINS)]
-    names = [f'{a:g} to <{b:g}' if b < 1000 else f'{a:g} and more' for a, b in zip(edges, edges[1:])]
-    groups = rows.groupby(pd.cut(rows[by], edges, right=False, labels=names), observed=True)
+    names = [f'{a:g} to <{b:g}' if b <= 100 else f'{a:g} and more' for a, b in zip(edges, edges[1:])]
+    return pd.cut(rows[by], edges, right=False, labels=names)
+
+def breakdown(rows:pd.DataFrame, by:str) -> pd.DataFrame:
+    "Overall IoU, prec@0.5 and number of expressions in each bin of `binned`."
+    groups = rows.groupby(binned(rows, by), observed=True)
     return pd.DataFrame({'overall IoU': 100 * groups.intersection.sum() / groups.union.sum(),
                          'prec@0.5': 100 * groups.iou.agg(lambda x: (x >= .5).mean()),
                          'expressions': groups.size()}).round(1)

@@ -75,6 +75,8 @@ LISTS = {
     'f.json': lambda: json.dumps(dict(images=[dict(id=NUMBERS[p], file_name=f'{NUMBERS[p]:012d}.jpg') for p in PLANTED], annotations=[])),
     'g.jsonl': lambda: '\n'.join(json.dumps(dict(image=f'train2017/{NUMBERS[p]:012d}.jpg')) for p in PLANTED),
     'h.txt': lambda: '\n'.join(f'https://images.example/train2017/{NUMBERS[p]:012d}.jpg' for p in PLANTED),
+    'j.json': lambda: json.dumps([dict(image_id=n, split='train' if n in [NUMBERS[p] for p in PLANTED] else 'val') for n in NUMBERS]),
+    'k.json': lambda: '\ufeff' + json.dumps(dict(info=dict(year=2014), images=[dict(id=NUMBERS[p]) for p in PLANTED], annotations=[])),
     'i.txt': lambda: '\n'.join(f'{n}_{k}.jpg' for k, n in enumerate(coco_names()))}
 
 
@@ -82,6 +84,21 @@ LISTS = {
 def test_planted_pictures_are_found_exactly(root, name, tmp_path):
     (tmp_path/name).write_text(LISTS[name]())
     assert found_by(root, tmp_path/name, tmp_path) == EXACTLY
+
+
+@pytest.mark.parametrize('indent', [None, 1])
+def test_annotations_of_coco_may_be_large(root, tmp_path, monkeypatch, indent):
+    "COCO's instances_train2017.json has 448 MB. Of such a file the images are read, and what follows them is not even looked at."
+    monkeypatch.setattr('rrn.experiments.leaks.MAX_OBJECT', 500)
+    images = [dict(id=NUMBERS[p], file_name=f'{NUMBERS[p]:012d}.jpg', license=3) for p in PLANTED]
+    text = json.dumps(dict(info=dict(year=2017), licenses=[dict(id=3)], images=images, annotations=[dict(id=1, image_id=NUMBERS[22])]), indent=indent)
+    (tmp_path/'a.json').write_text(text[:-9] + 'no JSON')
+    assert len(text) > 500 and found_by(root, tmp_path/'a.json', tmp_path) == EXACTLY
+    (tmp_path/'a.json').write_text(text[:text.index('annotations') - 9])
+    with pytest.raises(RRNError, match='not valid JSON'): read_training(tmp_path/'a.json')
+    lines = '\n'.join(json.dumps(dict(images=['a.jpg'], image_id=NUMBERS[p])) for p in PLANTED * 9)
+    (tmp_path/'a.jsonl').write_text(lines)
+    assert len(lines) > 500 and found_by(root, tmp_path/'a.jsonl', tmp_path) == EXACTLY
 
 
 def test_numbers_of_referit_are_another_count(root, tmp_path):
@@ -206,6 +223,20 @@ def test_real_lists(shared, tmp_path):
     assert picture_named('COCO_train2014_000000580957_4.jpg') == PictureId('coco', 580957)
     page = find_leaks((str(tmp_path/'a.json'),), data_root=str(shared/'data'/'refcoco-real-mini'))
     assert '| unc testA | 2 | 2 | 18 | 18 | 100.0 |' in page and '| unc val | 0 | 5 | 0 | 45 | 0.0 |' in page
+
+
+def test_real_photographs_under_other_names(shared, tmp_path):
+    "Smaller copies of photographs of val and test splits, renamed, among others: each is found as what it is, and nothing else."
+    names = sorted((shared/'data'/'coco-mini'/'images'/'mscoco'/'images'/'train2014').iterdir())
+    root = shared/'data'/'refcoco-real-mini'
+    evaluated = {p.id for s in all_splits(root)[0] for p in s.pictures}
+    mine = {f'photo{n}.jpg': path for n, path in enumerate(names) if n < 60 or picture_named(path.name).id in evaluated}
+    (tmp_path/'mine').mkdir()
+    for name, path in mine.items(): (tmp_path/'mine'/name).write_bytes(path.read_bytes())
+    find_leaks((str(tmp_path/'mine'),), data_root=str(root), out=str(tmp_path), workers=1)
+    found = {(a['file'], a['picture']) for a in json.loads((tmp_path/'leaks.json').read_text())['alike']}
+    assert found == {(name, picture_named(path.name).id) for name, path in mine.items() if picture_named(path.name).id in evaluated}
+    assert len(found) == 38 and len(mine) > 80
 
 
 def test_who_stops_reading_gets_no_traceback():

@@ -1,5 +1,6 @@
 """Anyone's masks: every form, against the libraries that define the numbers, by hand, by hostile files, and at full size."""
 import io, json, os, pickle, random, time, zipfile
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pyarrow
@@ -16,7 +17,8 @@ from rrn.data.refer import Sample
 from rrn.experiments.matrix import given_matrix
 from rrn.experiments.predictions import open_predictions
 from rrn.experiments.protocols import PROTOCOLS, Scores
-from rrn.experiments.score import (all_scores, count_set, masks_of, placement_in, score_predictions, WARPED_SIZE)
+from rrn.experiments.score import (all_scores, compare_systems, count_set, masks_of, placement_in, score_predictions, score_results,
+                                   WARPED_SIZE)
 from rrn.experiments.tables import as_markdown, printed_table, results, table2
 from rrn.image import fit
 
@@ -101,7 +103,10 @@ FORMS = {
     'npz': lambda p, m: write_npz(p/'a.npz', **{str(i): v for i, v in m.items()}),
     'npz, floats': lambda p, m: write_npz(p/'a.npz', **{f'sent_{i}': v.astype(np.float16) for i, v in m.items()}),
     'parquet': lambda p, m: write_table(p/'a.parquet', sent_id=list(m), segmentation=[rle(v) for v in m.values()]),
-    'parquet, png': lambda p, m: write_table(p/'a.parquet', sent_id=list(m), png=[encoded(v) for v in m.values()])}
+    'parquet, png': lambda p, m: write_table(p/'a.parquet', sent_id=list(m), png=[encoded(v) for v in m.values()]),
+    'json, from Windows': lambda p, m: write(p/'a.json', '\ufeff' + json.dumps([dict(sent_id=i, segmentation=rle(v)) for i, v in m.items()])),
+    'npz, with a channel': lambda p, m: write_npz(p/'a.npz', **{str(i): v[None] for i, v in m.items()}),
+    'parquet, floats': lambda p, m: write_table(p/'a.parquet', sent_id=[float(i) for i in m], segmentation=[rle(v) for v in m.values()])}
 
 
 def runs(mask):
@@ -237,6 +242,61 @@ def test_grefcoco_by_hand(tmp_path):
     assert '| none | ' in page.read_text() and '| several | ' in page.read_text()
 
 
+def test_a_missing_answer_does_not_mean_nothing(tmp_path):
+    """Three sentences mean nothing. Nothing said of one, two different things of the second, no mask for the third: none of them is right,
+    whereas empty predictions of all three are."""
+    samples = open_dataset('grefcoco', grefcoco(tmp_path), check_images=False).samples('testA')
+    right = [dict(sent_id=s.sent_id, segmentation=rle(s.mask.decode())) for s in samples]
+    bad = [item for item in right if item['sent_id'] != 102] + [dict(sent_id=104, segmentation=rle(samples[0].mask.decode()))]
+    bad = [item if item['sent_id'] != 105 else dict(sent_id=105, segmentation='cat') for item in bad]
+    scored = [count_set(open_predictions(write(tmp_path/'a.json', items)), samples) for items in (right, bad)]
+    found = [all_scores([s], draws=20)['paper'] for s in scored]
+    assert scored[1].tally() == dict(missing=1, double=1, misshapen=1)
+    assert [f['n_acc'].value for f in found] == [100, 0] and [f['giou'].value for f in found] == [100, pytest.approx(50)]
+    groups = score_results([scored[1]], draws=20).groups['number of targets']
+    assert groups['none']['scores']['paper']['giou'].value == 0 and groups['several']['scores']['paper']['giou'].value == 100
+
+
+# ---- groups, pages ----------------------------------------------------------------------------------------------------
+
+def test_groups_have_scores_and_intervals_of_their_own(tmp_path):
+    "Each group is what scoring its sentences alone gives, and the groups of a kind are all sentences."
+    samples = toy_samples()
+    masks = guesses(samples)
+    path = write(tmp_path/'a.json', [dict(sent_id=i, segmentation=rle(v)) for i, v in masks.items()])
+    found = score_results([count_set(open_predictions(path), samples)], draws=50)
+    assert len(found.groups) == 3 and all(sum(g['sentences'] for g in some.values()) == 30 for some in found.groups.values())
+    for name, rivals in (('0 to <1', 0), ('1 to <2', 1), ('2 to <3', 2)):
+        some = [s for s in samples if s.distractors == rivals]
+        alone = all_scores([count_set(open_predictions(path), some)], draws=50)
+        group = found.groups['rivals: other objects of the same class'][name]
+        assert group['sentences'] == len(some)
+        assert all(group['scores'][p][m] == alone[p][m] for p in group['scores'] for m in ('overall_iou', 'mean_iou', 'prec@0.5'))
+    kept = json.loads(score_with_toy(samples, path, tmp_path).with_suffix('.json').read_text())
+    assert kept['breakdowns']['words of the sentence']['2 to <3']['scores']['warp480']['mean_iou'].keys() == {'value', 'low', 'high'}
+
+
+def test_one_picture_says_nothing_of_others(tmp_path):
+    samples = [s for s in toy_samples() if s.image_id == 8]
+    path = write(tmp_path/'a.json', [dict(sent_id=s.sent_id, segmentation=rle(s.mask.decode())) for s in samples])
+    scored = count_set(open_predictions(path), samples)
+    assert all(tuple(i) == (100, 0, 100) for i in all_scores([scored], draws=20)['paper'].values())
+    assert compare_systems([scored], [scored], draws=20)['paper']['overall_iou'] == ((0, -100, 100), 'undecided')
+
+
+def test_a_page_says_first_what_is_lacking_and_who_is_better(tmp_path):
+    "Two systems whose files have one name; the first lacks a sentence."
+    samples = toy_samples()
+    for folder in ('ours', 'theirs'): (tmp_path/folder).mkdir()
+    good = [dict(sent_id=s.sent_id, segmentation=rle(s.mask.decode())) for s in samples]
+    bad = [dict(sent_id=s.sent_id, segmentation=rle(np.roll(s.mask.decode(), 9, 1))) for s in samples]
+    paths = write(tmp_path/'ours'/'a.json', good[1:]), write(tmp_path/'theirs'/'a.json', bad)
+    page = score_with_toy(samples, paths[0], tmp_path, against=(str(paths[1]),)).read_text()
+    first = page[:page.index('| protocol |')]
+    assert '**It is not whole**: 1 missing. 1 of 30 sentences have no prediction that counts' in first
+    assert f'**{paths[0]} against {paths[1]}**: +' in page and 'it is better.' in page
+
+
 # ---- what is wrong with them ------------------------------------------------------------------------------------------
 
 def test_what_is_wrong_is_counted_by_kind(tmp_path):
@@ -275,6 +335,24 @@ def test_a_set_for_another_split_is_refused(tmp_path):
     samples = toy_samples()
     path = write(tmp_path/'a.json', [dict(sent_id=i, segmentation=None) for i in range(5)])
     with pytest.raises(RRNError, match=r'none of the 5 numbers .*0, 1, 2.* is a sent_id of this split'): count_set(open_predictions(path), samples)
+
+
+def test_what_has_no_numbers_or_belongs_elsewhere_is_said(tmp_path):
+    "The first thing that goes wrong for whoever names files in another way, or mistakes the split."
+    samples = toy_samples()
+    (tmp_path/'none').mkdir()
+    named = save_pngs(tmp_path/'named', {f'COCO_7_{i}': m for i, m in guesses(samples).items()})
+    no_ids = write(tmp_path/'a.json', [dict(image_id=7, segmentation=rle(samples[0].mask.decode()))])
+    for path, said in ((tmp_path/'none', 'there are no predictions in .*none'), (write(tmp_path/'b.json', []), 'there are no predictions in'),
+                       (named, 'none of the 30 predictions [(]COCO_7_100.png, .* named 1234, sent_1234 or ref_77'),
+                       (no_ids, 'none of the 1 predictions [(]a.json, entry 0, .* have sent_id, ref_id')):
+        with pytest.raises(RRNError, match=said): count_set(open_predictions(path), samples)
+    path = write(tmp_path/'c.json', [dict(sent_id=i, segmentation=None) for i in (500, 501)])
+    other = [replace(samples[0], sent_id=500)]
+    with pytest.raises(RRNError, match=r'There are such numbers in testA \(1\)[.]'): count_set(open_predictions(path), samples, others=dict(testA=other, val=[]))
+    path = write(tmp_path/'d.json', [dict(sent_id=s.sent_id, mask=[1]) for s in samples])
+    with pytest.raises(RRNError, match="(?s)not one prediction .* can be scored.*has no run lengths .*, but the fields 'sent_id', 'mask'"):
+        score_with_toy(samples, path, tmp_path)
 
 
 def test_a_name_of_our_own_runs_is_refused(tmp_path):

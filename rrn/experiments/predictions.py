@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['parquet', 'MAX_MASK', 'LONGEST_RUN', 'PREDICTION_KINDS', 'NAME', 'GAP', 'MAX_TEXT', 'MAX_OBJECT', 'LISTS', 'STACKS',
            'IDS', 'DAMAGED', 'MAX_GROUP', 'COLUMNS', 'FORMS', 'Entry', 'checked_mask_size', 'one_channel', 'PngFile',
-           'PngBytes', 'decoded', 'RunLengths', 'RawArray', 'Nothing', 'two_valued', 'detected_kind', 'readable',
-           'as_values', 'number_in', 'folder_entries', 'json_objects', 'unwrapped', 'named_item', 'entry_of',
-           'content_of', 'json_entries', 'array_header', 'whole_read', 'read_member', 'Faulty', 'npz_entries',
-           'named_entry', 'stacked_entries', 'parquet_entries', 'row_entry', 'Predictions', 'open_predictions']
+           'PngBytes', 'decoded', 'in_short', 'RunLengths', 'RawArray', 'Nothing', 'two_valued', 'detected_kind',
+           'readable', 'as_values', 'number_in', 'folder_entries', 'json_objects', 'unwrapped', 'named_item',
+           'entry_of', 'whole_number', 'content_of', 'json_entries', 'array_header', 'without_channel', 'whole_read',
+           'read_member', 'Faulty', 'npz_entries', 'named_entry', 'stacked_entries', 'parquet_entries', 'row_entry',
+           'Predictions', 'open_predictions']
 
 # %% ../../nbs/3_experiments/15_predictions.ipynb #8bb01e74
-import io, itertools, json, re, zipfile, zlib
+import io, itertools, json, re, reprlib, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -84,6 +85,11 @@ def decoded(image:Image.Image, where:str) -> np.ndarray:
 # %% ../../nbs/3_experiments/15_predictions.ipynb #66f7930d
 LONGEST_RUN = 7      # letters of a number in compressed run lengths
 
+def in_short(content) -> str:
+    "What stands where run lengths should, for a message."
+    if isinstance(content, dict): return f"the fields {', '.join(map(repr, list(content)[:8])) or '(none)'}"
+    return reprlib.repr(content)
+
 @dataclass(frozen=True, slots=True)
 class RunLengths:
     "A mask as COCO's run lengths."
@@ -94,7 +100,7 @@ class RunLengths:
         s = self.segmentation
         size = s.get('size') if isinstance(s, dict) else None
         if not isinstance(size, list) or len(size) != 2:
-            raise RRNError(f"{self.where} has no run lengths {{size, counts}}.")
+            raise RRNError(f"{self.where} has no run lengths {{size, counts}}, but {in_short(s)}.")
         height, width = checked_mask_size(*size, self.where)
         counts = s.get('counts')
         if isinstance(counts, (str, list)) and len(counts) > LONGEST_RUN * (height * width + 1):
@@ -202,21 +208,25 @@ def entry_of(item, where:str) -> Entry:
     "The prediction in an object of a JSON file or a row of a table."
     if not isinstance(item, dict): return Entry(None, '', RunLengths(None, where), where)
     field = next((f for f in ('sent_id', 'ref_id', 'id') if item.get(f) is not None), '')
-    id = item.get(field)
-    if isinstance(id, str): id = number_in(id)[0]
-    if type(id) is not int or id.bit_length() > 63: id, field = None, ''
-    return Entry(id, '' if field == 'id' else field, content_of(item, where), where)
+    id = whole_number(item.get(field))
+    return Entry(id, '' if field == 'id' or id is None else field, content_of(item, where), where)
+
+def whole_number(value):
+    "7 of 7, '7' and 7.0, which is what tables make of whole numbers where one is missing; None for others."
+    if isinstance(value, str): return number_in(value)[0]
+    if isinstance(value, float) and value.is_integer(): value = int(value)
+    return value if type(value) is int and value.bit_length() < 64 else None
 
 def content_of(item:dict, where:str):
     "What is to be decoded of an object: its run lengths, also where `size` and `counts` stand beside the number."
     if item.get('no_target') is True: return Nothing()
-    if 'segmentation' not in item: return RunLengths({k: item[k] for k in ('size', 'counts') if k in item}, where)
+    if 'segmentation' not in item: return RunLengths(item, where)
     return Nothing() if item['segmentation'] is None else RunLengths(item['segmentation'], where)
 
 def json_entries(path:Path, masks=True):
     "The predictions in a JSON file."
     try:
-        text = file_bytes(path, 'predictions', limit=MAX_TEXT).decode('utf-8')
+        text = file_bytes(path, 'predictions', limit=MAX_TEXT).decode('utf-8-sig')
         for n, item in enumerate(unwrapped(json_objects(text))): yield entry_of(item, f'{path.name}, entry {n}')
     except (ValueError, RecursionError) as e:
         if isinstance(e, RRNError): raise
@@ -235,6 +245,10 @@ def array_header(f, where:str) -> tuple:
         raise RRNError(f"{where} holds {dtype}; expected bool, whole numbers or floats.")
     return shape, fortran, dtype
 
+def without_channel(shape:tuple) -> tuple:
+    "`(h, w)` of `(1, h, w)`, as a network's answer often is; other shapes as they are."
+    return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+
 def whole_read(f, n:int, where:str) -> bytes:
     "`n` bytes of an open file; `RRNError` if it has fewer."
     content = f.read(n)
@@ -245,6 +259,7 @@ def read_member(archive, name:str, where:str, ndim:int) -> RawArray:
     "One array of an archive, of `ndim` dimensions."
     with archive.open(f'{name}.npy') as f:
         shape, fortran, dtype = array_header(f, where)
+        if ndim == 2: shape = without_channel(shape)
         if len(shape) != ndim: raise RRNError(f"{where} has shape {shape}; expected {ndim} dimensions.")
         if ndim == 2: checked_mask_size(*shape, where)
         elif shape[0] > MAX_MASK: raise RRNError(f"{where} holds {shape[0]:,} numbers, more than there could be.")
@@ -288,10 +303,11 @@ def stacked_entries(archive, ids:str, stack:str, file:str, masks:bool):
     field, where = ids.removesuffix('s') if ids.startswith(('sent', 'ref')) else '', f'{file}, array {stack}'
     with archive.open(f'{stack}.npy') as f:
         shape, fortran, dtype = array_header(f, where)
-        if fortran or len(shape) != 3 or shape[0] != len(numbers):
+        one = without_channel(shape[1:])
+        if fortran or len(one) != 2 or shape[0] != len(numbers):
             wanted = f'({len(numbers)}, height, width) in C order, one for each of {ids}'
             raise RRNError(f"{where} has shape {shape}; expected {wanted}.")
-        size = checked_mask_size(*shape[1:], where)
+        size = checked_mask_size(*one, where)
         row = lambda: RawArray(whole_read(f, size[0]*size[1]*dtype.itemsize, where), dtype.str, size) if masks else None
         for n, id in enumerate(numbers.tolist()): yield Entry(id, field, row(), f'{file}, row {n}')
 
