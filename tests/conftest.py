@@ -1,6 +1,8 @@
 "What several test files need."
+import os
 import tempfile
 from pathlib import Path
+import forked
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
@@ -10,6 +12,18 @@ def pytest_addoption(parser):
     parser.addoption('--fuzz', type=int, default=400, help="hostile inputs over all readers (nightly: 20000)")
     parser.addoption('--fuzz-seed', type=int, default=0, help="another number draws other inputs")
     parser.addoption('--kills', type=int, default=5, help="moments at which each kind of run is killed (nightly: 20)")
+
+def pytest_xdist_auto_num_workers(config):
+    "Workers where all tests are asked for. Each imports PyTorch for seconds, so a file, or what -k or -m choose, is quicker without."
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not (config.option.keyword or config.option.markexpr)
+    return min(4, len(os.sched_getaffinity(0))) if whole else 0
+
+@pytest.fixture(scope='session', autouse=True)
+def kernels_are_forked():
+    "Kernels start in a moment. A papermill that is a process of its own starts real ones."
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('jupyter_client.provisioning.local_provisioner.launch_kernel', forked.kernel)
+        yield
 
 @pytest.fixture(scope='session')
 def shared() -> Path:
