@@ -19,12 +19,12 @@ server.set_forkserver_preload(['torch', 'torchvision', 'timm', 'torch._dynamo', 
 
 def become(words, cwd, env, outputs):
     "In the forked process: what `python WORDS` would be."
-    os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     sys.path[:0] = ['', *filter(None, env.get('PYTHONPATH', '').split(os.pathsep))]
     for number, file in enumerate(outputs, 1): os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.setsid()                                                        # who started it waits for this
     kind, what, *sys.argv[1:] = words
     if kind == '-m': return runpy.run_module(what, run_name='__main__', alter_sys=True)
     sys.argv[0] = '-c'

@@ -112,7 +112,8 @@ def test_a_bar_in_a_terminal_is_drawn_over_itself():
     import pty, termios
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    done = subprocess.Popen([sys.executable, '-c', LOOP.replace(', mininterval=0', '')], stderr=theirs, env=os.environ | {'PYTHONPATH': str(REPO)})
+    words, env = ['-c', LOOP.replace(', mininterval=0', '')], os.environ | {'PYTHONPATH': str(REPO)}
+    done = forked.Forked(words, env=env, outputs=(os.devnull, os.ttyname(theirs)))
     os.close(theirs)
     text = b''
     try:
