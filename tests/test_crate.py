@@ -2,9 +2,8 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+import forked
 import pytest
 from rrn.common.core import RRNError
 from rrn.experiments.crate import (check_crate, main, metadata_text, opened_crate, rebuild_tables, reports_crate,
@@ -41,9 +40,9 @@ def test_deleted_tables_are_made_from_the_crate_alone(folder, tmp_path):
     "By the library alone, far from any checkout, in an empty folder."
     shutil.copytree(REPO/'rrn', tmp_path/'library'/'rrn', ignore=shutil.ignore_patterns('__pycache__'))
     (tmp_path/'empty').mkdir()
-    command = [sys.executable, '-m', 'rrn.cli', 'crate', 'rebuild', str(folder), 'made']
+    words = ['-m', 'rrn.cli', 'crate', 'rebuild', str(folder), 'made']
     env = os.environ | dict(PYTHONPATH=str(tmp_path/'library'))
-    done = subprocess.run(command, cwd=tmp_path/'empty', env=env, capture_output=True, text=True)
+    done = forked.run(words, tmp_path/'empty', env)
     assert done.returncode == 0, done.stderr
     made = content(tmp_path/'empty'/'made'/'tables')
     assert made == content(tmp_path/'kept') and {str(p) for p in made} >= {'table1.md', 'table2.csv', 'claims.md'}

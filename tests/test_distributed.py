@@ -2,10 +2,9 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import uuid
 from dataclasses import replace
+import forked
 import pytest
 import safetensors.torch
 import torch
@@ -24,13 +23,11 @@ SIZES = dict(image_size=48, iterations=8, D_Q=6, D_I=6, D_S=6, embed_dim=6, weig
 SCENES = {'train': 8, 'val': 5, 'testA': 2, 'testB': 2}
 
 
-def together(work, place, ends_well=True, **given):
+def together(work, ends_well=True, **given):
     "Do `work`, the body of a function of `given`, in two processes that accelerate starts; what they say on standard error."
     body = ''.join(f'    {line}\n' for line in work.strip().split('\n'))
-    script = f'import accelerate, rrn.train, torch._dynamo\ndef work(given):\n{body}\nif __name__ == "__main__": accelerate.debug_launcher(work, ({given!r},), 2)\n'
-    (place/"script.py").write_text(script)
-    here = os.environ | dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS='1')
-    done = subprocess.run([sys.executable, str(place/"script.py")], env=here, capture_output=True, text=True, timeout=300)
+    script = f'import accelerate, rrn.train\ndef work(given):\n{body}\naccelerate.debug_launcher(work, ({given!r},), 2)\n'
+    done = forked.run(['-c', script], env=os.environ | dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS='1'))
     assert (done.returncode == 0) == ends_well, done.stderr[-3000:]
     return done.stderr
 
@@ -61,7 +58,7 @@ evaluate(job.model.eval(), job.samples('val'), job.reader(), images_per_batch=2)
 def test_gradients_and_metrics_are_those_of_one_process(scenes, tmp_path):
     "Batches of three images, of one (the second process has none), and of five; every row of an evaluation."
     job = open_job(data_root=str(scenes), **SIZES)
-    together(GRADIENTS, tmp_path, folder=str(tmp_path), root=str(scenes), sizes=SIZES)
+    together(GRADIENTS, folder=str(tmp_path), root=str(scenes), sizes=SIZES)
     parts = [g.samples for g in group_by_image(job.samples('train'))]
     batches = Batches(job.reader(), [parts[:3], parts[3:4], parts[4:]])
     state = {n: t.clone() for n, t in job.model.state_dict().items()}
@@ -115,9 +112,9 @@ def alone(scenes, folder, **plan):
 def test_a_killed_member(scenes, tmp_path):
     "With one of two killed in the seventh step the other ends, too; the same command goes on from the fourth, with the weights of an unbroken run."
     given = dict(root=str(scenes), sizes=SIZES, victim=1)
-    said = together(KILLED, tmp_path, ends_well=False, runs=[str(tmp_path/'run')], at=6, **given)
+    said = together(KILLED, ends_well=False, runs=[str(tmp_path/'run')], at=6, **given)
     assert 'SIGKILL' in said and [p.name for p in checkpoints(tmp_path/'run'/'checkpoints')] == ['step-00000004'] and not (tmp_path/'run'/'model.safetensors').exists()
-    together(KILLED, tmp_path, runs=[str(tmp_path/'run'), str(tmp_path/'unbroken')], at=-1, **given)
+    together(KILLED, runs=[str(tmp_path/'run'), str(tmp_path/'unbroken')], at=-1, **given)
     assert (tmp_path/'run'/'model.safetensors').read_bytes() == (tmp_path/'unbroken'/'model.safetensors').read_bytes()
     assert not [p for p in (tmp_path/'run').rglob('.*.part')]
 
@@ -133,13 +130,13 @@ def named():
 def test_a_run_changes_the_number_of_processes(scenes, tmp_path, named):
     "Two processes, then one; one, then two by the cluster's command: the weights of one process throughout, one record, no step twice."
     alone(scenes, tmp_path/'one')
-    together(RUN, tmp_path, root=str(scenes), sizes=SIZES, run=str(tmp_path/'two-one'))
+    together(RUN, root=str(scenes), sizes=SIZES, run=str(tmp_path/'two-one'))
     assert [p.name for p in checkpoints(tmp_path/'two-one'/'checkpoints')] == ['step-00000004']
     alone(scenes, tmp_path/'two-one')
     name, one_two = named
     alone(scenes, one_two, stop_after=4)
     settings = [f'{k}={v}' for k, v in (SIZES | dict(run=name, data_root=scenes)).items()]
-    together(COMMAND, tmp_path, settings=settings)
+    together(COMMAND, settings=settings)
     metrics = json.loads((one_two/'metrics.json').read_text())
     assert list(metrics) == ['shapes-unc val'] and metrics['shapes-unc val']['images'] == 5
     wanted, log = safetensors.torch.load_file(tmp_path/'one'/'model.safetensors'), read_log(Run(tmp_path/'one'))

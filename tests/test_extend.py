@@ -3,9 +3,9 @@ import importlib
 import json
 import linecache
 import re
-import subprocess
 import sys
 from pathlib import Path
+import forked
 import papermill
 import pytest
 from rrn.common.core import RRNError
@@ -53,7 +53,7 @@ def test_a_class_in_a_file_has_a_row_in_the_table(here, scenes):
     cells = {s: matrix.cell(s, 'shapes-unc') for s in ('row5', 'row12', 'leaky')}
     for name in ('row5', 'row12'): train_job(step_parameters(matrix, cells[name], 'train'))
     settings = [f'{k}={v}' for k, v in step_parameters(matrix, cells['leaky'], 'train').items()]
-    done = subprocess.run([sys.executable, '-m', 'rrn.train', *settings], capture_output=True, text=True)
+    done = forked.run(['-m', 'rrn.train', *settings])
     assert done.returncode == 0, done.stderr
     long = table1(matrix).set_index(['row', 'column'])
     assert list(dict.fromkeys(long.index.get_level_values('row'))) == [*TABLE1, 'leaky']
@@ -153,7 +153,7 @@ def test_a_file_that_registers_a_function_of_its_own_name(here, scenes, monkeypa
     (here/'mine.py').write_text(registered)
     settings = [f'{k}={v}' for k, v in TINY.items()]
     words = ['-p', 'update=mine', '-p', f'data_root={scenes}', '-p', f"folder={here/'runs'}", *settings]
-    done = subprocess.run([sys.executable, '-m', 'rrn.cli', 'train', *words], capture_output=True, text=True)
+    done = forked.run(['-m', 'rrn.cli', 'train', *words])
     assert done.returncode == 0, done.stderr
     run, = (here/'runs').glob('*/config.json')
     assert json.loads(run.read_text())['config']['update'] == 'mine' and json.loads(run.read_text())['identity']['update']

@@ -1,6 +1,7 @@
 """What a newcomer meets in the first hour: parameters that are edited and run again, one bar, errors that say what to do, help."""
 import json, os, subprocess, sys
 from pathlib import Path
+import forked
 import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
@@ -98,7 +99,7 @@ def test_a_bar_is_one_output_that_ends_at_100(kernel):
 
 
 def python(*words, **more):
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(REPO)}, **more)
+    return forked.run(words, env=os.environ | {'PYTHONPATH': str(REPO)}, **more)
 
 
 def test_a_bar_in_a_log_is_few_lines(capsys):
@@ -111,7 +112,8 @@ def test_a_bar_in_a_terminal_is_drawn_over_itself():
     import pty, termios
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    done = subprocess.Popen([sys.executable, '-c', LOOP.replace(', mininterval=0', '')], stderr=theirs, env=os.environ | {'PYTHONPATH': str(REPO)})
+    words, env = ['-c', LOOP.replace(', mininterval=0', '')], os.environ | {'PYTHONPATH': str(REPO)}
+    done = forked.Forked(words, env=env, outputs=(os.devnull, os.ttyname(theirs)))
     os.close(theirs)
     text = b''
     try:

@@ -1,6 +1,7 @@
 """The page on own data, command by command, on a few pictures that are drawn here."""
-import contextlib, importlib, io, json, os, re, shlex, subprocess, sys
+import contextlib, importlib, io, json, os, re, shlex
 from pathlib import Path
+import forked
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -94,7 +95,7 @@ def test_the_page_from_its_first_command_to_a_mask(clone):
     run(convert_said)
     a_set_without_a_split_to_evaluate_on('zebras')
     settings = [f'{k}={v}' for k, v in (SHORT | cnn()).items()]
-    done = subprocess.run([sys.executable, '-m', 'rrn.cli', *train_again[1:], *settings], capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(REPO)})
+    done = forked.run(['-m', 'rrn.cli', *train_again[1:], *settings], env=os.environ | {'PYTHONPATH': str(REPO)})
     assert done.returncode == 0, done.stderr
     assert 'zebras val: ' in done.stderr and json.loads(done.stdout[done.stdout.index('{'):])['images'] == 1
     assert 'zebras val' in json.loads((clone/'runs'/'zebras-2'/'metrics.json').read_text())

@@ -1,8 +1,7 @@
 """Every preset is a system that trains, saves, restores and evaluates by its name alone; old run records stay readable."""
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
+import forked
 import numpy as np
 import pytest
 import torch
@@ -130,4 +129,4 @@ def test_systems_and_backbones_are_known_before_their_modules_are_imported():
                "assert {'rmi', 'lstm-cnn'} <= set(SYSTEMS) and {'vgg16_fcn', 'deeplab_resnet101_tf'} <= set(BACKBONES); "
                "assert not {'rrn.baselines', 'rrn.data.weights'} & set(sys.modules); "
                "assert SYSTEMS['rmi'] is sys.modules['rrn.baselines'].RMIHead and 'rrn.data.weights' not in sys.modules")
-    subprocess.run([sys.executable, '-c', program], check=True)
+    forked.run(['-c', program]).check_returncode()

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import tomllib
 from pathlib import Path
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,7 +35,7 @@ def python(installed, tmp_path):
     "Run a program with the wheel's files, in a folder that is no checkout; what it prints."
     def run(program):
         env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(PYTHONPATH=str(installed))
-        done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=tmp_path, env=env)
+        done = forked.run(['-c', program], tmp_path, env)
         assert done.returncode == 0, done.stderr
         return done.stdout
     return run
