@@ -6,7 +6,7 @@ from PIL import Image
 from rrn.common.core import RRNError
 from rrn.data.pairs import (chosen_pairs, drawn_exam, following_pairs, meant_by, misspelt, names_of, said_otherwise, words_differ)
 from rrn.data.shapes import draw_scene
-from rrn.experiments.exam import (answers_in_files, as_mask, exam_page, main, read_answers, scores_of, take_exam, write_exam,
+from rrn.experiments.exam import (answers_in_files, as_mask, beside_kept, exam_page, main, read_answers, scores_of, take_exam, write_exam,
                                   write_questions)
 
 FOLLOWING = {'left or right', 'top or bottom', 'colour', 'texture', 'size', 'second or third', 'first or second', 'from left or right',
@@ -136,6 +136,9 @@ def test_a_page_is_made_again_from_what_is_kept(exam, tmp_path):
     again = read_answers(tmp_path/'exam.json')
     assert exam_page(exam, again) == (tmp_path/'exam.md').read_text() and '`a`: 2 runs' in exam_page(exam, again)
     assert 'never seen' in exam_page(exam, again)
+    other = take_exam(Known(exam, lambda p, w: p.targets[0]), exam, 'b')
+    beside = beside_kept([other], tmp_path/'exam.json')
+    assert [a.system for a in beside] == ['a', 'a', 'b'] and beside[2].right.tolist() == other.right.tolist()
     (tmp_path/'exam.json').write_text(json.dumps(dict(answers=[dict(system='x')])))
     with pytest.raises(RRNError, match='no answers'): read_answers(tmp_path/'exam.json')
     with pytest.raises(RRNError, match='other questions'): scores_of(drawn_exam(2, 5), again)

@@ -6,7 +6,7 @@
 __all__ = ['SCORED', 'SCORE_FIELDS', 'QUESTIONS_FILE', 'KEPT_TRUTHS', 'MARKERS', 'as_mask', 'Answers', 'questions_checksum',
            'overlaps', 'marked', 'take_exam', 'pair_frame', 'share_of', 'marks', 'scores_of', 'check_answers',
            'RunModel', 'system_name', 'examined_run', 'given_model', 'write_questions', 'answers_in_files', 'sized',
-           'as_bits', 'from_bits', 'kept_answers', 'read_answers', 'by_system', 'skill_title', 'cell_of',
+           'as_bits', 'from_bits', 'kept_answers', 'read_answers', 'beside_kept', 'by_system', 'skill_title', 'cell_of',
            'skills_table', 'all_scores_of', 'exam_page', 'draw_exam', 'write_exam', 'examine_all', 'main']
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #9b2540e8
@@ -218,6 +218,11 @@ def read_answers(path) -> list:
                  for a in found['answers']]
     except (KeyError, TypeError, ValueError) as e: raise RRNError(f"{path} holds no answers to an exam ({e}).") from e
 
+def beside_kept(answers:list, path) -> list:
+    "Answers of now behind those that a file of `write_exam` keeps, less what the same runs said then."
+    again = {(a.system, a.facts.get('run')) for a in answers}
+    return [a for a in read_answers(path) if (a.system, a.facts.get('run')) not in again] + answers
+
 def by_system(answers:list) -> dict:
     "{system: its runs}, in the order in which they come."
     found = defaultdict(list)
@@ -310,6 +315,7 @@ def main(runs:tuple[str, ...]=(),   # trained runs; those that differ in their s
          write:str='',              # folder for the questions, for a model that runs elsewhere
          photographs:str='',        # folder of annotated photographs in REFER's layout; '': drawn scenes
          pairs:int=80,              # of each skill and style
+         beside:str='',             # answers kept of an earlier exam (exam.json), to stand beside these
          out:str=''):               # folder for page, scores, answers and picture; '': the page is only shown
     """Ask a model minimal pairs, skill by skill.
     Two sentences about a picture differ in one word, and the mask has to follow; or they say the same,
@@ -320,6 +326,7 @@ def main(runs:tuple[str, ...]=(),   # trained runs; those that differ in their s
     if write: write_questions(exam, write)
     if not (runs or model or predictions): return
     answers, notes = examine_all(runs, model, predictions, exam)
+    if beside: answers = beside_kept(answers, beside)
     if out: write_exam(exam, answers, out, notes=notes)
     print(exam_page(exam, answers, notes))
 
