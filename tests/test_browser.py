@@ -204,7 +204,7 @@ def lab(tmp_path_factory):
     port = free_port()
     env = os.environ | dict(JUPYTERLAB_SETTINGS_DIR=str(root/'settings'), PYTHONPATH=str(REPO), JUPYTER_CONFIG_DIR=str(root/'config'))
     command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--IdentityProvider.token=',
-               f'--ServerApp.root_dir={root}/nbs', f'--LabApp.workspaces_dir={root}/workspaces']
+               f'--ServerApp.root_dir={root}/nbs', f'--LabApp.workspaces_dir={root}/workspaces', '--LabApp.expose_app_in_browser=True']
     with open(root/'log', 'w') as log: process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         for _ in range(300):
@@ -218,14 +218,19 @@ def lab(tmp_path_factory):
         process.wait()
 
 
+READY = """() => {          // the indicator already says so before there is a kernel, and what is run then is lost
+    const session = window.jupyterapp.shell.currentWidget?.context?.sessionContext, kernel = session?.session?.kernel;
+    return session?.isReady && kernel?.connectionStatus === 'connected' && kernel.status === 'idle';
+}"""
+
+
 def run_all(browser, lab, name, height=1000):
     "A notebook in JupyterLab, with all its cells being run."
     page = browser.new_page(viewport=dict(width=1500, height=height))
     page.goto(f'{lab}/lab/tree/{name}')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
-    page.click('.lm-MenuBar-item:has-text("Run")')
-    page.click('.lm-Menu-item:has-text("Run All Cells") >> nth=0')
+    page.wait_for_function(READY, timeout=120_000)
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     return page
 
 
