@@ -247,7 +247,7 @@ def test_the_explorer_answers_what_is_typed(browser, lab, tmp_path):
     page.wait_for_function("old => document.querySelector('img[alt^=\"the picture with the mask\"]').src !== old", arg=before, timeout=30_000)
     picture.click(position=dict(x=60, y=50))
     page.wait_for_selector('.rrn-pixel >> text=pixel (', timeout=30_000)
-    assert page.locator('.rrn-pictures img[alt^="without"]').count() == 2, 'two words, one less each time'
+    page.wait_for_function("() => document.querySelectorAll('.rrn-pictures img[alt^=without]').length === 2", timeout=30_000)    # two words
     assert page.locator(FAULTS).count() == 0
     picture.evaluate("picture => picture.scrollIntoView({ block: 'center' })")
     looks_as_before(page, 'explorer', tmp_path)
