@@ -204,7 +204,7 @@ def lab(tmp_path_factory):
     port = free_port()
     env = os.environ | dict(JUPYTERLAB_SETTINGS_DIR=str(root/'settings'), PYTHONPATH=str(REPO), JUPYTER_CONFIG_DIR=str(root/'config'))
     command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--IdentityProvider.token=',
-               f'--ServerApp.root_dir={root}/nbs', f'--LabApp.workspaces_dir={root}/workspaces']
+               f'--ServerApp.root_dir={root}/nbs', f'--LabApp.workspaces_dir={root}/workspaces', '--LabApp.expose_app_in_browser=True']
     with open(root/'log', 'w') as log: process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         for _ in range(300):
@@ -218,14 +218,19 @@ def lab(tmp_path_factory):
         process.wait()
 
 
+READY = """() => {          // the indicator already says so before there is a kernel, and what is run then is lost
+    const session = window.jupyterapp.shell.currentWidget?.context?.sessionContext, kernel = session?.session?.kernel;
+    return session?.isReady && kernel?.connectionStatus === 'connected' && kernel.status === 'idle';
+}"""
+
+
 def run_all(browser, lab, name, height=1000):
     "A notebook in JupyterLab, with all its cells being run."
     page = browser.new_page(viewport=dict(width=1500, height=height))
     page.goto(f'{lab}/lab/tree/{name}')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
-    page.click('.lm-MenuBar-item:has-text("Run")')
-    page.click('.lm-Menu-item:has-text("Run All Cells") >> nth=0')
+    page.wait_for_function(READY, timeout=120_000)
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     return page
 
 
@@ -242,7 +247,7 @@ def test_the_explorer_answers_what_is_typed(browser, lab, tmp_path):
     page.wait_for_function("old => document.querySelector('img[alt^=\"the picture with the mask\"]').src !== old", arg=before, timeout=30_000)
     picture.click(position=dict(x=60, y=50))
     page.wait_for_selector('.rrn-pixel >> text=pixel (', timeout=30_000)
-    assert page.locator('.rrn-pictures img[alt^="without"]').count() == 2, 'two words, one less each time'
+    page.wait_for_function("() => document.querySelectorAll('.rrn-pictures img[alt^=without]').length === 2", timeout=30_000)    # two words
     assert page.locator(FAULTS).count() == 0
     picture.evaluate("picture => picture.scrollIntoView({ block: 'center' })")
     looks_as_before(page, 'explorer', tmp_path)

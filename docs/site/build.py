@@ -14,7 +14,7 @@ from docments import documented
 from links import faults
 
 REPO = Path(__file__).resolve().parents[2]
-START = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=nbs/index.html"><a href="nbs/index.html">rrn</a>'
+START = '<!doctype html><meta charset="utf-8"><link rel="icon" href="_static/icon.svg"><meta http-equiv="refresh" content="0; url=nbs/index.html"><a href="nbs/index.html">rrn</a>'
 
 
 def known_to_git() -> list:

@@ -108,7 +108,7 @@ class Explorer:
         names = models()
         pictures = [(f'scene {i}', i) for i in range(scenes)] + [(OWN_PICTURE, OWN_PICTURE)]
         self.choice = w.Dropdown(options=pictures, value=scene, description='picture')
-        self.upload = w.FileUpload(accept='image/*', description='your own picture')
+        self.upload = w.FileUpload(accept='image/*', description='your own picture', layout=dict(width='auto'))
         self.sentence = w.Text(sentence, description='sentence', continuous_update=True, layout=dict(width='420px'))
         self.others = w.ToggleButtons(options=[], value=None, style=dict(button_width='auto'))
         self.said, self.between = w.HTML(), w.HTML()
