@@ -636,6 +636,7 @@ def scored_of(entry:dict) -> Scored:
         rows, own = pd.DataFrame(entry['rows']), [str(entry[k]) for k in ('name', 'path', 'form', 'key', 'kind')]
         shapes = {c.shape for c in counts.values()}
         if shapes != {(len(rows), 3)} or 'paper' not in counts: raise ValueError('counts and rows differ')
+        if 'status' not in rows: raise ValueError('its rows have no status')
         return Scored(*own, rows, counts, faults)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
         if isinstance(e, RRNError): raise
