@@ -134,7 +134,7 @@ def test_a_page_is_made_again_from_what_is_kept(exam, tmp_path):
     answers[2].unseen[:9] = True
     write_exam(exam, answers, tmp_path)
     again = read_answers(tmp_path/'exam.json')
-    assert exam_page(exam, again) == (tmp_path/'exam.md').read_text() and '`a`: 2 runs' in exam_page(exam, again)
+    assert exam_page(exam, again, picture='exam.png') == (tmp_path/'exam.md').read_text() and '`a`: 2 runs' in exam_page(exam, again)
     assert 'never seen' in exam_page(exam, again)
     other = take_exam(Known(exam, lambda p, w: p.targets[0]), exam, 'b')
     beside = beside_kept([other], tmp_path/'exam.json')

@@ -376,3 +376,8 @@ def test_slurm(checkout, scenes):
     done = subprocess.run(command, env=os.environ | dict(PYTHONPATH=str(REPO)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(weights_file(matrix, cell)).exists() and 'SLURM jobid' in done.stderr
+
+
+def test_without_papermill_the_way_is_said(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(RRNError, match='put uv run before'): papermill_command('tables', 'out.ipynb')

@@ -7,7 +7,8 @@ __all__ = ['SCORED', 'SCORE_FIELDS', 'QUESTIONS_FILE', 'KEPT_TRUTHS', 'MARKERS',
            'overlaps', 'marked', 'take_exam', 'pair_frame', 'share_of', 'marks', 'scores_of', 'check_answers',
            'RunModel', 'system_name', 'examined_run', 'given_model', 'write_questions', 'answers_in_files', 'sized',
            'as_bits', 'from_bits', 'kept_answers', 'read_answers', 'beside_kept', 'by_system', 'skill_title', 'cell_of',
-           'skills_table', 'all_scores_of', 'exam_page', 'draw_exam', 'write_exam', 'examine_all', 'main']
+           'skills_table', 'all_scores_of', 'exam_page', 'draw_exam', 'write_exam', 'skills_heard', 'shown_system',
+           'skills_summary', 'skills_sentence', 'examine_all', 'main']
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #9b2540e8
 import hashlib, re, warnings
@@ -23,6 +24,7 @@ from ..common.notebook import progress_bar
 from ..common.viz import Picture
 from ..data.pairs import drawn_exam, Exam, photographed_exam
 from .jobs import open_run
+from .matrix import ALL_SYSTEMS
 from .predictions import as_values, detected_kind, open_predictions
 from .protocols import resized_mask
 from .record import find_run
@@ -257,14 +259,15 @@ def all_scores_of(exam:Exam, answers:list) -> dict:
     "{system: its scores}."
     return {system: scores_of(exam, runs) for system, runs in by_system(answers).items()}
 
-def exam_page(exam:Exam, answers:list, notes=()) -> str:
-    "The page on an exam, in Markdown."
+def exam_page(exam:Exam, answers:list, notes=(), picture='') -> str:
+    "The page on an exam, in Markdown, with its picture if that lies beside it."
     scores, what = all_scores_of(exam, answers), ('points, both', 'right, both')
     parts = {f'{w}_{words}_{sort}': skills_table(scores, w, words, sort == 'follows')
              for w in what for words in ('seen', 'unseen') for sort in ('follows', 'stays')}
     tables = {k.replace(', both', ''): v for k, v in parts.items()}
     systems = [(name, len(runs), runs[0].facts) for name, runs in by_system(answers).items()]
-    return render('exam.md', exam=exam, pictures=len(exam.pictures), systems=systems, notes=notes, tables=tables)
+    return render('exam.md', exam=exam, pictures=len(exam.pictures), systems=systems, notes=notes, tables=tables,
+                  picture=picture)
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #0868ef5f
 MARKERS = 'osD^vP*X'
@@ -294,10 +297,40 @@ def write_exam(exam:Exam, answers:list, folder, name='exam', notes=()):
     "Write page, scores (.csv), answers (.json) and picture (.png) of an exam."
     folder, scores = Path(folder), all_scores_of(exam, answers)
     long = pd.concat([t.assign(system=s) for s, t in scores.items()])[['system', *SCORE_FIELDS]]
-    with whole_file(folder/f'{name}.md') as f: f.write(exam_page(exam, answers, notes))
+    with whole_file(folder/f'{name}.md') as f: f.write(exam_page(exam, answers, notes, f'{name}.png'))
     with whole_file(folder/f'{name}.csv') as f: long.to_csv(f, index=False, float_format='%.2f')
     with whole_file(folder/f'{name}.png', 'wb') as f: f.write(draw_exam(scores)._repr_png_())
     write_json(folder/f'{name}.json', dict(exam=exam.name, code=code_version(), answers=kept_answers(answers)))
+
+# %% ../../nbs/3_experiments/20_exam.ipynb #e1d40001
+def skills_heard(scores:pd.DataFrame) -> dict:
+    """{system: (skills whose pairs it passes more often than guessing would, with the whole interval, the other skills)}
+    of an `exam.csv`: those with known words, where the target has to follow."""
+    some = scores[scores.follows & (scores.words == 'seen')]
+    above = some['points, both low'] > some['guess, both']
+    return {system: ([*lines.skill[above[lines.index]]], [*lines.skill[~above[lines.index]]])
+            for system, lines in some.groupby('system', sort=False)}
+
+def shown_system(system) -> str:
+    "'plain, normalised' of 'row5-norm-shapes-unc'; other systems by the name that they have."
+    row = system.partition('-shapes-')[0]
+    return ALL_SYSTEMS[row].name if row in ALL_SYSTEMS else system
+
+def skills_summary(scores:pd.DataFrame) -> str:
+    "A line a system in Markdown: of how many skills it passes more pairs than guessing would, and of which it does not."
+    heard = skills_heard(scores)
+    rows = [[shown_system(system), f'{len(own)} of {len(own) + len(rest)}', ', '.join(rest) if own else 'all']
+            for system, (own, rest) in heard.items()]
+    return markdown(pd.DataFrame(rows, columns=['system', 'above guessing', 'not above'], dtype=object))
+
+def skills_sentence(scores:pd.DataFrame) -> str:
+    "What all systems hear that hear anything, and what none does, in a sentence."
+    heard = [(own, rest) for own, rest in skills_heard(scores).values() if own]
+    if not heard: return 'No system passes pairs of any kind more often than guessing would.'
+    skills = heard[0][0] + heard[0][1]
+    everybody, nobody = ([s for s in skills if all(s in side[n] for side in heard)] for n in (0, 1))
+    said = f'{len(everybody)} of {len(skills)} kinds of minimal pairs are passed more often than guessed by all {len(heard)} structures'
+    return f"{said}; by none: {', '.join(nobody) or 'no kind'}."
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #ea799fc2
 def examine_all(runs, model:str, predictions:str, exam:Exam) -> tuple:

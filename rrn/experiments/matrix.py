@@ -17,7 +17,7 @@ __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'SECOND_LINES', 'ABLATION_SYSTEMS', 'SEC
            'draw_scenes', 'run_step', 'evaluate_on_people', 'make_report', 'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
-import contextlib, functools, hashlib, json, math, os, re, subprocess, sys, tempfile
+import contextlib, functools, hashlib, importlib.util, json, math, os, re, subprocess, sys, tempfile
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -459,6 +459,9 @@ def papermill_command(notebook:str, out, **parameters) -> list:
     "The command that runs a driver with parameters."
     safe = lambda path: str(path).replace('{', '{{').replace('}', '}}')          # papermill fills braces in paths
     source = need_checkout(f'running nbs/{notebook}.ipynb')/'nbs'/f'{notebook}.ipynb'
+    if importlib.util.find_spec('papermill') is None:
+        raise RRNError(f"nbs/{notebook}.ipynb is run by papermill, which is not installed. In the clone, put uv run before "
+                       "the command (pip install uv): it sets the whole environment up.")
     books, given = [safe(source), safe(out)], yaml.safe_dump(parameters)
     return [sys.executable, '-m', 'papermill', *books, '--no-progress-bar', f'--parameters_yaml={given}']
 
