@@ -304,8 +304,8 @@ def write_exam(exam:Exam, answers:list, folder, name='exam', notes=()):
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #e1d40001
 def skills_heard(scores:pd.DataFrame) -> dict:
-    """{system: (skills whose pairs it passes more often than guessing would, with the whole interval, the other skills)}
-    of an `exam.csv`: those with known words, where the target has to follow."""
+    """{system: (skills whose pairs it passes more often than guessing would, the other skills)} of an `exam.csv`: those
+    with known words, where the target has to follow. The interval as a whole decides."""
     some = scores[scores.follows & (scores.words == 'seen')]
     above = some['points, both low'] > some['guess, both']
     return {system: ([*lines.skill[above[lines.index]]], [*lines.skill[~above[lines.index]]])
@@ -317,7 +317,7 @@ def shown_system(system) -> str:
     return ALL_SYSTEMS[row].name if row in ALL_SYSTEMS else system
 
 def skills_summary(scores:pd.DataFrame) -> str:
-    "A line a system in Markdown: of how many skills it passes more pairs than guessing would, and of which it does not."
+    "A line a system in Markdown: how many skills it passes more often than guessing would, and which not."
     heard = skills_heard(scores)
     rows = [[shown_system(system), f'{len(own)} of {len(own) + len(rest)}', ', '.join(rest) if own else 'all']
             for system, (own, rest) in heard.items()]
@@ -329,8 +329,8 @@ def skills_sentence(scores:pd.DataFrame) -> str:
     if not heard: return 'No system passes pairs of any kind more often than guessing would.'
     skills = heard[0][0] + heard[0][1]
     everybody, nobody = ([s for s in skills if all(s in side[n] for side in heard)] for n in (0, 1))
-    said = f'{len(everybody)} of {len(skills)} kinds of minimal pairs are passed more often than guessed by all {len(heard)} structures'
-    return f"{said}; by none: {', '.join(nobody) or 'no kind'}."
+    said = f'{len(everybody)} of {len(skills)} kinds of minimal pairs are passed more often than guessed'
+    return f"{said} by all {len(heard)} structures; by none: {', '.join(nobody) or 'no kind'}."
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #ea799fc2
 def examine_all(runs, model:str, predictions:str, exam:Exam) -> tuple:

@@ -7,7 +7,7 @@ __all__ = ['GATES_NORMALISED', 'GATES_BARE', 'GATES_MIXED', 'NORM_BY_STRUCTURE',
            'FACTOR_CLAIMS', 'STRUCTURE_NAMES', 'NORMALISATIONS', 'SCORE_COLUMNS', 'PAIRS', 'order_claims',
            'factor_differences', 'factor_line', 'factors_table', 'rates_table', 'rates_text', 'validation_curve',
            'curve_differences', 'draw_curves', 'draw_interval', 'draw_differences', 'people_results', 'people_text',
-           'interval_text', 'questions_text', 'scores_text', 'factors_page', 'write_factors', 'save_figures']
+           'people_cell', 'questions_text', 'scores_text', 'factors_page', 'write_factors', 'save_figures']
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180002
 from functools import partial
@@ -170,15 +170,16 @@ def people_text(matrix:Matrix) -> str:
     pictures' sentences in brackets. '' without runs."""
     rows = []
     for system in dict.fromkeys(system for system, *_ in matrix.asked):
-        found = [(people_results(matrix, system, d), people_results(matrix, system, d, 'shuffled')) for d in PEOPLE_SPLITS]
-        cells = [f'{interval_text(own)} ({other.interval().value:.1f})' if own and other else '' for own, other in found]
+        cells = [people_cell(matrix, system, d) for d in PEOPLE_SPLITS]
         if any(cells): rows.append([matrix.systems[system].name, *cells])
     return markdown(pd.DataFrame(rows, columns=['structure', *PEOPLE_SPLITS], dtype=object)) if rows else ''
 
-def interval_text(found) -> str:
-    "The mean of `Results` with its interval, percent."
-    i = found.interval()
-    return f'{i.value:.1f} [{i.low:.1f} to {i.high:.1f}]'
+def people_cell(matrix:Matrix, system, dataset) -> str:
+    "The mean over the runs with its interval, and the control; '' without runs."
+    own, other = (people_results(matrix, system, dataset, words) for words in ('own', 'shuffled'))
+    if not own or not other: return ''
+    i = own.interval()
+    return f'{i.value:.1f} [{i.low:.1f} to {i.high:.1f}] ({other.interval().value:.1f})'
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180019
 def questions_text(table:pd.DataFrame, matrix:Matrix) -> list:

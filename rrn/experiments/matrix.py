@@ -85,7 +85,7 @@ TABLE2 = [                # name, system, with a CRF
     ('LSTM-CNN', 'lstm-cnn', False), ('DeepLab+RMI', 'rmi', False), ('DeepLab+RMI+DCRF', 'rmi', True),
     ('RRN (plain structure)', 'row5', False), ('RRN (vanilla RNN)', 'row9', False), ('RRN (LSTM)', 'row12', False),
     ('RRN (LSTM, DCRF)', 'row12', True)]
-SECOND_LINES_OF_TABLE2 = {'RRN (LSTM)': ("RRN (LSTM with the program's cell)", 'row12-released')}    # below: name, system
+SECOND_LINES_OF_TABLE2 = {'RRN (LSTM)': ("RRN (LSTM with the program's cell)", 'row12-released')}    # name, system
 COLUMNS2 = [              # kind of data set, split
     ('referit', 'test'), ('unc', 'val'), ('unc', 'testA'), ('unc', 'testB'), ('unc+', 'val'), ('unc+', 'testA'),
     ('unc+', 'testB'), ('gref', 'val'), ('gref-umd', 'val'), ('gref-umd', 'test')]
@@ -310,7 +310,8 @@ MATRICES = {m.name: m for m in (
     Matrix('factors-long', DRAWN_NOTE, 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
            overrides=dict(iterations=10800), asked=with_control(DECISIVE)),
     Matrix('factors-photographs', MINI_NOTE, 'mini', ('unc',), prefix='coco-mini-', data_root=COCO_MINI,
-           seeds=(0, 1, 2), rows=(), repeated=(), overrides=ON_MOBILE | dict(iterations=2000, images_per_batch=2, exclude=PEOPLE_SPEAK),
+           seeds=(0, 1, 2), rows=(), repeated=(),
+           overrides=ON_MOBILE | dict(iterations=2000, images_per_batch=2, exclude=PEOPLE_SPEAK),
            asked=tuple(product(DECISIVE, ['unc'], (0, 1, 2))) + (('blind', 'unc', 0),), people=PEOPLE),
     Matrix('rates', 'embedded scenes of another seed, which no other run sees', 'small', ('shapes-unc',),
            prefix='rates-', data_root='data/scenes-seed7', scenes=dict(seed=7), rows=(), repeated=(),
@@ -460,8 +461,8 @@ def papermill_command(notebook:str, out, **parameters) -> list:
     safe = lambda path: str(path).replace('{', '{{').replace('}', '}}')          # papermill fills braces in paths
     source = need_checkout(f'running nbs/{notebook}.ipynb')/'nbs'/f'{notebook}.ipynb'
     if importlib.util.find_spec('papermill') is None:
-        raise RRNError(f"nbs/{notebook}.ipynb is run by papermill, which is not installed. In the clone, put uv run before "
-                       "the command (pip install uv): it sets the whole environment up.")
+        raise RRNError(f"nbs/{notebook}.ipynb is run by papermill, which is not installed. In the clone, put uv run "
+                       "before the command (pip install uv): it sets the whole environment up.")
     books, given = [safe(source), safe(out)], yaml.safe_dump(parameters)
     return [sys.executable, '-m', 'papermill', *books, '--no-progress-bar', f'--parameters_yaml={given}']
 

@@ -258,7 +258,8 @@ def printed_table(long:pd.DataFrame, latex=False) -> pd.DataFrame:
     texts = long.assign(text=[cell_text(r.ours, r.low, r.high, r.paper, latex, sign(r)) for r in long.itertuples()])
     table = texts.pivot(index='row', columns='column', values='text').fillna('')
     table = table.loc[long.row.unique(), long.column.unique()]
-    number = table.index.str.removeprefix('row').str.removesuffix('-released') if long.table.iloc[0] == 'table1' else None
+    numbers = table.index.str.removeprefix('row').str.removesuffix('-released')
+    number = numbers if long.table.iloc[0] == 'table1' else None
     table = table.loc[:, (table != '').any()]
     table.insert(0, 'model', long.drop_duplicates('row').set_index('row').name)
     if number is not None: table.insert(0, '', number)
