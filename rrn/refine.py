@@ -138,9 +138,9 @@ def norm_backward(grad, saved, parts=1):
 
 # %% ../nbs/1_paper/04_refine.ipynb #1a57e902
 class LSTMStep(torch.autograd.Function):
-    """Equation (2), with or without N, in few passes over memory: gates are computed, and their gradients written, where
-    they lie. z (1 or S, 3D or 4D, h, w), h and c (S, D, h, w), c None at first; gamma and beta of the gates (3D or 4D,)
-    and of the cell (D,), or None."""
+    """Equation (2), with or without N, in few passes over memory: gates are computed, and their gradients written,
+    where they lie. z (1 or S, 3D or 4D, h, w), h and c (S, D, h, w), c None at first; gamma and beta of the gates
+    (3D or 4D,) and of the cell (D,), or None."""
     @staticmethod
     def forward(ctx, z, h, c, U, activation, gamma, beta, gamma_c, beta_c):
         a, parts = IN_PLACE[activation][0], 3 if c is None else 4

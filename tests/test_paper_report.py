@@ -1,12 +1,13 @@
 """The report says what tables and records say, and nothing else."""
 import re
+import shutil
 from pathlib import Path
 import pandas as pd
 import pytest
 from rrn.common.core import RRNError
 from rrn.experiments.claims import CLAIM_VERDICTS, NO_VERDICTS, SAME_VERDICT
-from rrn.experiments.paper_report import (answer_headline, BARE_KEY, gates_answer, main, NORMALISED_KEY, findings,
-                                          made_table, report_html, report_page)
+from rrn.experiments.paper_report import (answer_headline, BARE_KEY, BROWSERS, findings, gates_answer, made_table, main,
+                                          NORMALISED_KEY, print_pdf, report_html, report_page)
 from rrn.experiments.report import read_records
 
 REPO = Path(__file__).resolve().parents[1]
@@ -73,3 +74,19 @@ def test_findings_are_three_sentences_with_objections():
 
 def test_wrong_words_are_one_clear_error(capsys):
     assert main(['pagse']) == 1 and "Did you mean 'pages'" in capsys.readouterr().err
+
+
+def test_it_prints_on_two_pages(tmp_path):
+    "With the Chromium that is there; without one, what to do is said."
+    (tmp_path/'report.html').write_text((REPO/'reports'/'report.html').read_text())
+    if not any(map(shutil.which, BROWSERS)): pytest.skip('no Chromium here (apt-get install chromium)')
+    printed = print_pdf(tmp_path).read_bytes()
+    assert printed.startswith(b'%PDF') and len(re.findall(rb'/Type\s*/Page\b', printed)) == 2
+
+
+def test_without_a_browser_or_a_page_printing_says_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(RRNError, match='rrn report report makes it'): print_pdf(tmp_path)
+    (tmp_path/'report.html').write_text('<p>a page')
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(RRNError, match='in any browser and print it'): print_pdf(tmp_path)
+    assert not (tmp_path/'report.pdf').exists()

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['mistune', 'MAIN', 'BARE_KEY', 'NORMALISED_KEY', 'CELL_KEY', 'MIXED', 'NORM_HELPS', 'OPEN', 'ANSWERS', 'AS_WRITTEN',
-           'COMPARISONS', 'NUMBERED', 'MAIN_CLAIMS', 'OTHERS', 'COST_FILE', 'REPORT_PARTS', 'CLAIM_MATRICES',
-           'made_table', 'line_of', 'on_splits', 'verdict_words', 'verdict_of', 'answer_headline', 'answer_lines',
-           'factors_short', 'gates_numbers', 'gates_answer', 'main_claims', 'counted', 'share_of_first_map',
-           'pyramid_sentence', 'other_lines', 'runs_on_record', 'cost_sentence_of_reports', 'objections', 'report_page',
-           'scene_sizes', 'report_html', 'write_report', 'findings', 'make_pages', 'remake_tables', 'make_parts',
-           'main', 'keep_cost']
+           'COMPARISONS', 'NUMBERED', 'MAIN_CLAIMS', 'OTHERS', 'COST_FILE', 'BROWSERS', 'REPORT_PARTS',
+           'CLAIM_MATRICES', 'made_table', 'line_of', 'on_splits', 'verdict_words', 'verdict_of', 'answer_headline',
+           'answer_lines', 'factors_short', 'gates_numbers', 'gates_answer', 'main_claims', 'counted',
+           'share_of_first_map', 'pyramid_sentence', 'other_lines', 'runs_on_record', 'cost_sentence_of_reports',
+           'objections', 'report_page', 'scene_sizes', 'report_html', 'write_report', 'print_pdf', 'findings',
+           'make_pages', 'remake_tables', 'make_parts', 'main', 'keep_cost']
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #0583fce4
-import sys, time
+import os, shutil, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 import pandas as pd
@@ -251,6 +251,28 @@ def write_report(folder=None, tables=None) -> list:
         with whole_file(folder/name) as f: f.write(text)
     return [folder/'report.md', folder/'report.html']
 
+# %% ../../nbs/3_experiments/24_paper_report.ipynb #5ece7277
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
+
+def print_pdf(folder=None) -> Path:
+    "Print `report.html` of a folder (default: reports) to `report.pdf`; its path. `RRNError` without page or browser."
+    folder = Path(folder or need_checkout('the report')/'reports').resolve()
+    page, pdf = folder/'report.html', folder/'report.pdf'
+    if not page.exists(): raise RRNError(f"there is no {page} yet; rrn report report makes it.")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise RRNError(f"printing needs one of the browsers {', '.join(BROWSERS)}, and none is there. Install one, or "
+                       f"open {page} in any browser and print it.")
+    as_root = ['--no-sandbox'] if os.name == 'posix' and os.geteuid() == 0 else []       # Chromium wants that for root
+    with whole_file(pdf, 'wb') as f, tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch)/'report.pdf'
+        how = ['--headless', *as_root, '--disable-gpu', '--no-pdf-header-footer', f'--user-data-dir={scratch}/profile']
+        command = [browser, *how, f'--print-to-pdf={made}', page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not made.exists(): raise RRNError(f"{browser} did not print {page}: {done.stderr.strip()[-300:]}")
+        f.write(made.read_bytes())
+    return pdf
+
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #a165e70b
 def findings(record:dict,      # of a run with the control '(shuffled)', as `read_records` gives it
                    tables=None       # folder of tables; None: reports/tables
@@ -292,13 +314,14 @@ def make_parts(parts) -> dict:
     return seconds
 
 @as_command('report')
-def main(parts:tuple[str, ...]=(),    # tables, pages, report, crate; none: all
+def main(parts:tuple[str, ...]=(),    # tables, pages, report, crate (none: all of these), and pdf, the report to print
          *, measure:bool=False        # also write down what each part takes, for the report
         ):
     "Make the report and the pages of claims."
-    for part in parts: one_of('part', part, REPORT_PARTS)
+    for part in parts: one_of('part', part, [*REPORT_PARTS, 'pdf'])
     seconds = make_parts(parts or REPORT_PARTS)
     for part, took in seconds.items(): print(f'{part}: {took:.0f} s')
+    if 'pdf' in parts: print(print_pdf())
     if measure: keep_cost(seconds)
 
 def keep_cost(seconds:dict):
