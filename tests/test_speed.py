@@ -20,7 +20,7 @@ from rrn.data.masks import InFile
 from rrn.data.refer import open_refer, read_instances
 from rrn.data.datasets import open_dataset
 from rrn.experiments.jobs import open_job, run_job
-from rrn.train import make_engine, update_step
+from rrn.train import batch_loss, make_engine, update_step
 from rrn.experiments.record import Run
 
 TINY = dict(image_size=48, iterations=6, D_Q=6, D_I=6, D_S=6, embed_dim=6, weights='random', validate_every=10**6, save_every=3, log_every=3)
@@ -140,6 +140,15 @@ def test_a_compiled_step_is_the_same_step():
         bench = Bench(c, torch.device('cpu'), 2, 3, vocabulary_size=30, compiled=compiled, plain=False)
         losses.append(torch.stack([update_step(bench.model, bench.optimiser, bench.batch, step, bench.engine)[0] for step in range(3)]))
     torch.testing.assert_close(*losses, atol=1e-4, rtol=0)
+
+
+def test_the_whole_step_can_be_traced():
+    "What a compiler asks of the code, without what it makes of it."
+    bench = Bench(preset('small'), torch.device('cpu'), 1, 2, vocabulary_size=30, plain=False)
+    b, maps = bench.batch, bench.model.features(bench.batch.images)
+    compiled = torch.compile(batch_loss, backend='eager')
+    losses = [f(bench.model, maps, b.words, b.image_of, b.masks) for f in (batch_loss, compiled)]
+    torch.testing.assert_close(*losses, atol=1e-6, rtol=0)
 
 
 @pytest.mark.processor
