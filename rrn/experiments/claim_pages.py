@@ -14,7 +14,7 @@ from urllib.parse import quote
 import matplotlib
 import numpy as np
 import pandas as pd
-from ..common.core import repo_root, whole_file
+from ..common.core import files_at_rest, repo_root, whole_file
 from ..common.viz import Picture
 from .claims import (Claim, claim_terms, CLAIMS, claims_table, counted_verdicts, first_line, our_terms,
                                     our_text, paper_text, SMALLEST_DIFFERENCE, verdict_text)
@@ -158,6 +158,7 @@ def claims_index(matrix:Matrix, table:pd.DataFrame) -> str:
     return render('claims_index.md', matrix=matrix, table=markdown(pd.DataFrame(rows, columns=heads, dtype=object)),
                   heard=heard)
 
+@files_at_rest()
 def claim_files(matrix:Matrix, claims=CLAIMS) -> dict:
     "{name: bytes} of all pages of a matrix's claims, with their pictures and the index; {} if it has no runs."
     table, files, place = claims_table(matrix, claims), {}, claims_place(matrix)

@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..common.core import one_of, read_json, whole_file
+from ..common.core import files_at_rest, one_of, read_json, read_once, whole_file
 from .matrix import (COLUMNS2, kind_of, Matrix, report_place, splits_of, SYSTEMS_OF_TABLE2, TABLE1,
                                     TABLE2)
 from .record import published_runs
@@ -387,6 +387,7 @@ def with_settings(matrix:Matrix, changes:dict) -> Matrix:
     "The same matrix with other fields of the configuration."
     return replace(matrix, overrides=matrix.overrides | changes)
 
+@read_once
 def settings_seen(matrix:Matrix) -> list:
     """Where the records of the systems on the main data set differ from the matrix: [{}, {'iterations': 1200}, ...],
     the matrix itself first."""
@@ -456,6 +457,7 @@ def settings_page(matrix:Matrix, settings:list) -> str:
                   differences=shown(settings_table(matrix, settings), '+'))
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #2bcc32ec
+@files_at_rest()
 def write_claims(matrix:Matrix, folder=None):
     "Write `claims.md`, `claims.csv` and, if there are other settings, `settings.md`. `RRNError` if more is there."
     folder = Path(folder or report_place(matrix, 'tables'))

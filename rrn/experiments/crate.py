@@ -18,8 +18,8 @@ from pathlib import Path
 from urllib.parse import unquote
 from .. import __version__
 from ..common.command import as_command
-from ..common.core import (assets, at_root, code_version, file_bytes, need_checkout, new_folder, one_of,
-                             optional_module, repo_root, RRNError, sha256_of, whole_file)
+from ..common.core import (assets, at_root, code_version, file_bytes, files_at_rest, need_checkout, new_folder,
+                             one_of, optional_module, read_once, repo_root, RRNError, sha256_of, whole_file)
 from ..data.download import member_path, unpack
 from .claims import settings_seen, with_settings, write_claims
 from .depth import write_depth
@@ -135,6 +135,7 @@ def templates_version() -> str:
     files = [*sorted((assets()/'pages').iterdir()), assets()/'published.yaml']
     return hashlib.sha256(b'\0'.join(f.name.encode() + b'\0' + f.read_bytes() for f in files)).hexdigest()[:16]
 
+@read_once
 def matrix_records(matrix:Matrix, table:str) -> list:
     "The records that a table reads: of its systems, data sets and seeds; for the claims of other settings, too."
     if table in PAGES: return [run for name in PAGES[table] for run in matrix_records(given_matrix(name), '')]
@@ -147,6 +148,7 @@ def matrix_records(matrix:Matrix, table:str) -> list:
     return [run for name, run in known if (run.folder/'rows').is_dir()]
 
 # %% ../../nbs/3_experiments/22_crate.ipynb #de4fdbe5
+@files_at_rest()
 def write_some_tables(matrix:Matrix, folder, tables=OF_EACH_MATRIX):
     "Write some of the tables to a folder: both of the paper's, the claims, those of `PAGES`."
     if {*tables} & {'table1', 'table2'}: write_tables(matrix, folder)
@@ -175,6 +177,7 @@ def subfolder(settings) -> str:
     found = MATRICES[settings['matrix']].subfolder
     return found and f'{found}/'
 
+@files_at_rest()
 def tables_crate(wanted:list,    # [(settings of a matrix, folder with its tables, [table])]
                  name="Tables of rrn", code=''):
     "The `ROCrate` of some tables and all records that they read."

@@ -13,7 +13,7 @@ __all__ = ['GATES_NORMALISED', 'GATES_BARE', 'GATES_MIXED', 'NORM_BY_STRUCTURE',
 from functools import partial
 from pathlib import Path
 import pandas as pd
-from ..common.core import whole_file
+from ..common.core import files_at_rest, read_once, whole_file
 from ..common.viz import Picture
 from ..train import read_log
 from .claims import claim, claims_table, linked, our_text, SMALLEST_DIFFERENCE
@@ -54,6 +54,7 @@ QUESTIONS = {
                          'row12-gates-cell', 'same')]}
 FACTOR_CLAIMS = [c for claims in QUESTIONS.values() for c in claims]
 
+@read_once
 def factor_differences(matrix:Matrix) -> pd.DataFrame:
     "`claims_table` of all questions, each line with its `question`."
     question = {c.key: name for name, claims in QUESTIONS.items() for c in claims}
@@ -200,6 +201,7 @@ def scores_text(table:pd.DataFrame) -> str:
     wide = first.merge(wide.pivot(index=keys, columns='data', values='cell').reset_index(), on=keys)
     return markdown(wide[[*keys, *order]].astype(object))
 
+@files_at_rest()
 def factors_page(matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix) -> str:
     "`factors.md`."
     table = factor_differences(matrix)
@@ -214,6 +216,7 @@ def factors_page(matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix
                   steps=matrix.configuration('row12', matrix.main_dataset, 0).iterations)
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180020
+@files_at_rest()
 def write_factors(folder, matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix):
     "Write `FACTOR_FILES` into a folder."
     tables = dict(zip(FACTOR_FILES[1:], (factors_table(matrix), factor_differences(matrix))))

@@ -25,7 +25,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from ..common.command import as_command, typed_settings
-from ..common.core import locked, need_checkout, one_of, repo_root, RRNError, whole_file
+from ..common.core import locked, need_checkout, one_of, read_once, repo_root, RRNError, whole_file
 from ..data.datasets import READERS
 from ..data.shapes import ensure
 from .jobs import evaluate_splits, open_evaluation
@@ -167,6 +167,7 @@ class Matrix:
     people: str = ''                # a folder with `PEOPLE_SPLITS`, on which every run is evaluated, too
 
     def __post_init__(self): check_matrix(self)
+    def __hash__(self): return hash((self.name, self.prefix, self.folder))      # some fields have none
 
     @property
     def subfolder(self) -> str:
@@ -198,6 +199,7 @@ class Matrix:
         values = self.systems[system].values | special | self.overrides
         return preset(self.preset, **values | dict(dataset=dataset, seed=seed))
 
+    @read_once
     def cell(self, system, dataset, seed=0) -> Cell:
         "The run of a system on a data set."
         c = self.configuration(system, dataset, seed)
@@ -441,6 +443,7 @@ def is_published(run:Run) -> bool:
     files = [(there.folder/n, run.folder/n) for n in ('config.json', 'metrics.json')]
     return all(a.exists() and a.read_bytes() == b.read_bytes() for a, b in files)
 
+@read_once
 def reports_folder(matrix:Matrix) -> Path:
     "Where tables and figures go: reports/ if all runs of a matrix are there and published, else beside the runs."
     cells, usual = matrix.cells(), [c.run for c in MATRICES[matrix.name].cells()]

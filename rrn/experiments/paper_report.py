@@ -17,8 +17,8 @@ from collections import Counter
 from pathlib import Path
 import pandas as pd
 from ..common.command import as_command
-from ..common.core import (code_version, device_name, need_checkout, one_of, optional_module, pick_device, read_json,
-                             repo_root, RRNError, whole_file, write_json)
+from ..common.core import (code_version, device_name, files_at_rest, need_checkout, one_of, optional_module,
+                             pick_device, read_json, repo_root, RRNError, whole_file, write_json)
 from ..data.shapes import SPLITS
 from .claim_pages import write_claim_pages
 from .claims import (CLAIM_VERDICTS, CLAIMS, LEAST_SEEDS, LEVEL, NO_VERDICTS, our_text, paper_text,
@@ -302,6 +302,7 @@ def remake_tables():
     "Write the published tables and claims anew."
     for name in PUBLISHED_TABLES: write_some_tables(given_matrix(name), report_place(given_matrix(name), 'tables'))
 
+@files_at_rest()
 def make_parts(parts) -> dict:
     "Make some of `REPORT_PARTS`, in their order; the seconds of computing that each took."
     makers = dict(tables=remake_tables, pages=make_pages, report=write_report, crate=describe_reports)

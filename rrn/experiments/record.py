@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..backbone import cnn_checksum
-from ..common.core import (code_version, device_name, locked, one_of, read_json, repo_root, RRNError, sha256_of,
-                             versions, whole_file, write_bytes, write_json)
+from ..common.core import (code_version, device_name, locked, one_of, read_json, read_once, repo_root, RRNError,
+                             sha256_of, versions, whole_file, write_bytes, write_json)
 from ..data.masks import CocoMask, InFile
 from ..data.noise import ChangedMask
 from ..evaluate import summary
@@ -105,8 +105,8 @@ def identity_differences(old:dict, new:dict) -> list:
 # %% ../../nbs/3_experiments/00_record.ipynb #fae8ee71
 def run_name(c:Config) -> str:
     "A name made of what varies most, and a hash of all that differs from the defaults."
-    usual = {f.name: f.default for f in fields(Config)}
-    chosen = {k: v for k, v in asdict(c).items() if v != usual[k]}      # so a new field renames no old run
+    values = {f.name: (getattr(c, f.name), f.default) for f in fields(Config)}
+    chosen = {k: v for k, (v, usual) in values.items() if v != usual}       # so a new field renames no old run
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6]
     pyramid = c.pyramid.replace('C', '').replace(',', '') or '0'
     dataset = c.dataset.replace('+', 'plus')
@@ -193,6 +193,7 @@ def published_runs() -> list:
     found = [Run(path.parent) for path in published_folder().glob('*/*/config.json')]
     return sorted(found, key=lambda run: run.name)
 
+@read_once
 def published_run(name:str, group='single') -> Run:
     "The published record called `name`, wherever it is; if there is none, the place for it in the folder `group`."
     places = [folder/name for folder in sorted(published_folder().glob('*/'))]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import yaml
-from ..common.core import assets, RRNError, whole_file
+from ..common.core import assets, files_at_rest, read_once, RRNError, whole_file
 from .jobs import CONTROLS
 from .matrix import (COLUMNS2, kind_of, Matrix, record_that_counts, report_place, SECOND_LINES,
                                     SECOND_LINES_OF_TABLE2, TABLE2, with_cell)
@@ -60,6 +60,7 @@ class Results:
         runs, own = ([of[n] for n in kept] for of in (self.runs, self.seeds))
         return Results(self.intersections[kept], self.unions[kept], self.images, runs, own)
 
+@read_once
 def results(matrix:Matrix, system, dataset, split, crf=False, words='own'):
     "`Results` of a system on a split, or None if no run exists. `words`: 'own' or another key of `CONTROLS`."
     if system in matrix.external: return external_results(matrix, system, f'{dataset} {split}')
@@ -81,6 +82,7 @@ def external_results(matrix:Matrix, name:str, key:str):
     keys = [k for k in read_metrics(run.metrics) if k == key or k.startswith(f'{key} (seed ')]
     return stack_counts([read_rows(run, k) for k in keys], [name] * len(keys), range(len(keys))) if keys else None
 
+@read_once
 def system_records(matrix:Matrix, system, dataset) -> dict:
     "{seed: record} of a system on a data set, whether they exist or not."
     seeds = dict.fromkeys(matrix.seeds + matrix.more_seeds)
@@ -138,6 +140,7 @@ def check_same_images(terms:list):
                        "them again.")
 
 # %% ../../nbs/3_experiments/09_tables.ipynb #6e930c78
+@read_once
 def made_of(matrix:Matrix) -> dict:
     "{'training data of unc' or 'unc val': {fingerprint, or '': names of runs}} of all records with counts."
     found = {}
@@ -309,6 +312,7 @@ def check_no_less(path, table:pd.DataFrame):
         raise RRNError(f"{path} holds {there} numbers of ours, and the runs there are now give {now}. "
                        "Nothing is written over it; give another folder: -p out FOLDER.")
 
+@files_at_rest()
 def write_tables(matrix:Matrix, folder=None):
     "Write both tables as .md, .csv and .tex to `folder` (default: `report_place`). `RRNError` if there is more."
     folder, tables = Path(folder or report_place(matrix, 'tables')), {1: table1(matrix), 2: table2(matrix)}
