@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LEAST_AREA', 'AXIS', 'NUMBERS', 'MANNERS', 'ORDERED', 'SYNONYMS', 'KNOWN_WORDS', 'WORDS', 'PLACES', 'BESIDES',
-           'BETWEEN', 'EXAM_SEED', 'MAKERS', 'ORDERLY', 'Pair', 'values_of', 'names_of', 'phrase_parts', 'skill_of',
-           'number_skill', 'axis_skill', 'class_skill', 'words_differ', 'open_to', 'following_pairs', 'near_each_other',
-           'distance', 'order_pairs', 'negation_pairs', 'said_otherwise', 'misspelt', 'moved', 'staying_pairs',
-           'Layout', 'views_on', 'gap_between', 'words_of', 'fitting', 'meant_by', 'from_side', 'by_words',
-           'told_by_number', 'told_by_side', 'told_by_size', 'in_direction', 'beside', 'Shown', 'Exam', 'certain',
-           'chosen_pairs', 'in_order', 'assembled', 'drawn_exam', 'scene_pairs', 'Kind', 'photographed_pairs',
-           'in_photograph', 'photographed_exam']
+           'BETWEEN', 'EXAM_SEED', 'MAKERS', 'ORDERLY', 'FROM_ANNOTATIONS', 'Pair', 'values_of', 'names_of',
+           'phrase_parts', 'skill_of', 'number_skill', 'axis_skill', 'class_skill', 'words_differ', 'open_to',
+           'following_pairs', 'near_each_other', 'distance', 'order_pairs', 'negation_pairs', 'said_otherwise',
+           'misspelt', 'moved', 'staying_pairs', 'Layout', 'views_on', 'gap_between', 'words_of', 'fitting', 'meant_by',
+           'from_side', 'by_words', 'told_by_number', 'told_by_side', 'told_by_size', 'in_direction', 'beside', 'Shown',
+           'Exam', 'certain', 'chosen_pairs', 'in_order', 'assembled', 'drawn_exam', 'scene_pairs', 'Kind',
+           'photographed_pairs', 'in_photograph', 'photographed_exam']
 
 # %% ../../nbs/2_data/12_pairs.ipynb #f6a28cb5
 import re
@@ -331,6 +331,7 @@ class Exam:
     name: str
     pairs: list          # of `Pair`, picture by picture
     pictures: dict       # number -> `Shown`
+    note: str = ''       # on the data, in sentences
 
     def sentences(self) -> list:
         "[(pair, which of its two sentences)], picture by picture."
@@ -359,7 +360,7 @@ def in_order(said, targets, candidates, turned) -> tuple:
     "A pair, or the same the other way round."
     return (said[::-1], targets[::-1], candidates) if turned else (said, targets, candidates)
 
-def assembled(name, offered, most:int) -> Exam:
+def assembled(name, offered, most:int, note='') -> Exam:
     "An exam of at most so many pairs of a skill and style; `offered`: (number of a picture, `Shown`, its pairs)."
     left, chosen, pictures = defaultdict(lambda: most), [], {}
     for index, picture, pairs in offered:
@@ -368,7 +369,7 @@ def assembled(name, offered, most:int) -> Exam:
             left[key] -= 1
             chosen.append(Pair(*key, index, *pair))
             pictures[index] = picture
-    return Exam(name, chosen, pictures)
+    return Exam(name, chosen, pictures, note)
 
 def drawn_exam(pairs:int=80,        # of each skill and style
                scenes:int=0,        # drawn at most; 0: eight times as many as pairs
@@ -407,6 +408,8 @@ def in_photograph(phrase) -> list:
     first = dict(size=1).get(phrase.selector, 0)
     return wordings(phrase)[first:]
 
+FROM_ANNOTATIONS = 'Code made these sentences from annotations; no people said them.'
+
 def photographed_exam(root,                 # folder that holds refcoco/ and images/
                       pairs:int=80,         # of each skill
                       dataset:str='unc'     # whose training pictures are left out
@@ -419,4 +422,5 @@ def photographed_exam(root,                 # folder that holds refcoco/ and ima
     for a in instances.annotations.values(): of_image[a['image_id']].append(a)
     offered = (photographed_pairs(instances.images[id], of_image[id], names, partial(read_image, files[id]))
                for id in sorted(set(files) - {s.image_id for s in opened.samples('train')}))
-    return assembled(f'photographs of {dataset}', offered, pairs)
+    part = f' The data are {opened.note}.' if opened.note else ''
+    return assembled(f'photographs of {dataset}', offered, pairs, f'{FROM_ANNOTATIONS}{part}')

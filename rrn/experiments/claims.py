@@ -21,9 +21,9 @@ from itertools import product
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..common.core import files_at_rest, one_of, read_json, read_once, whole_file
-from .matrix import (COLUMNS2, kind_of, Matrix, report_place, splits_of, SYSTEMS_OF_TABLE2, TABLE1,
-                                    TABLE2)
+from ..common.core import files_at_rest, one_of, read_json, read_once, repo_root, whole_file
+from .matrix import (COLUMNS2, kind_of, Matrix, report_place, reports_folder, splits_of,
+                                    SYSTEMS_OF_TABLE2, TABLE1, TABLE2)
 from .record import published_runs
 from .report import markdown, render
 from .tables import (check_data, check_no_less, Difference, METRICS1, paper_numbers, results, signed_sum,
@@ -405,9 +405,11 @@ def settings_seen(matrix:Matrix) -> list:
     return sorted(found, key=lambda c: (len(c), [(k, str(v)) for k, v in c.items()]))
 
 def _records(matrix):
-    "Files with the records of all runs, those made here and the published ones that count."
+    "Files with the records of all runs: the published ones that count and, but for what is published, those made here."
     published = [] if matrix.fresh or matrix.folder else [run.folder/'config.json' for run in published_runs()]
-    return {path.parent.name: path for path in [*published, *matrix.run('').folder.glob('*/config.json')]}.values()
+    public = reports_folder(matrix) == repo_root()/'reports'
+    here = [] if public else matrix.run('').folder.glob('*/config.json')
+    return {path.parent.name: path for path in [*published, *here]}.values()
 
 def settings_title(changes:dict) -> str:
     "'iterations 1,200' of {'iterations': 1200}; 'as the tables' of {}."
