@@ -8,8 +8,8 @@ __all__ = ['SCORED', 'SCORE_FIELDS', 'QUESTIONS_FILE', 'KEPT_TRUTHS', 'MARKERS',
            'check_answers', 'RunModel', 'system_name', 'examined_run', 'given_model', 'write_questions',
            'answers_in_files', 'sized', 'as_bits', 'from_bits', 'kept_answers', 'read_answers', 'beside_kept',
            'by_system', 'skill_title', 'cell_of', 'skills_table', 'all_scores_of', 'exam_page', 'draw_exam',
-           'write_exam', 'published_scores', 'skills_heard', 'shown_system', 'skills_summary', 'skills_sentence',
-           'examine_all', 'main']
+           'write_exam', 'published_scores', 'skills_heard', 'shown_system', 'listed', 'skills_summary',
+           'skills_sentence', 'examine_all', 'main']
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #9b2540e8
 import hashlib, re, warnings
@@ -328,10 +328,14 @@ def shown_system(system) -> str:
     row = re.sub(rf'-(shapes-)?({TRAINED_ON})$', '', system.removeprefix(MATRICES['coco-mini'].prefix))
     return ALL_SYSTEMS[row].name if row in ALL_SYSTEMS else system
 
+def listed(skills) -> str:
+    "'size, class (no rivals)': skills in a row, of which one may have a comma of its own."
+    return ', '.join(re.sub(', (.*)', r' (\1)', skill) for skill in skills)
+
 def skills_summary(scores:pd.DataFrame) -> str:
     "A line a system in Markdown: how many skills it passes more often than guessing would, and which not."
     heard = skills_heard(scores)
-    rows = [[shown_system(system), f'{len(own)} of {len(own) + len(rest)}', ', '.join(rest) if own else 'all']
+    rows = [[shown_system(system), f'{len(own)} of {len(own) + len(rest)}', listed(rest) if own else 'all']
             for system, (own, rest) in heard.items()]
     return markdown(pd.DataFrame(rows, columns=['system', 'above guessing', 'not above'], dtype=object))
 
@@ -342,7 +346,8 @@ def skills_sentence(scores:pd.DataFrame) -> str:
     skills = heard[0][0] + heard[0][1]
     everybody, nobody = ([s for s in skills if all(s in side[n] for side in heard)] for n in (0, 1))
     said = f'{len(everybody)} of {len(skills)} kinds of minimal pairs are passed more often than guessed'
-    return f"{said} by all {len(heard)} structures; by none: {', '.join(nobody) or 'no kind'}."
+    who = f'all {len(heard)} structures' if len(heard) > 1 else 'the one structure that passes any'
+    return f"{said} by {who}; by none: {listed(nobody) or 'no kind'}."
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #ea799fc2
 def examine_all(runs, model:str, predictions:str, exam:Exam) -> tuple:
