@@ -1,13 +1,16 @@
 """The language exam: an oracle has full marks, who is blind has what guessing gives, who does not hear the changed word passes no pair."""
 import json
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from rrn.common.core import RRNError
 from rrn.data.pairs import (chosen_pairs, drawn_exam, following_pairs, meant_by, misspelt, names_of, said_otherwise, words_differ)
 from rrn.data.shapes import draw_scene
+from rrn.experiments import claim_pages, paper_report
 from rrn.experiments.exam import (answers_in_files, as_mask, beside_kept, exam_page, main, read_answers, scores_of, take_exam, write_exam,
                                   write_questions)
+from rrn.experiments.matrix import given_matrix
 
 FOLLOWING = {'left or right', 'top or bottom', 'colour', 'texture', 'size', 'second or third', 'first or second', 'from left or right',
              'relation', 'anchor', 'class, no rivals', 'class, with rivals', 'word order', 'negation'}
@@ -152,3 +155,35 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert '# What does it understand?' in capsys.readouterr().out
     assert main(['--model', 'my_models_e:none', '--pairs', '1']) == 1 and 'no function' in capsys.readouterr().err
     with pytest.raises(SystemExit): main([])
+
+
+def test_photographs_have_a_page_of_their_own(shared, tmp_path, capsys, monkeypatch):
+    "It says whose data they are and who made the sentences, and leaves the exam on scenes alone."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'my_models_p.py').write_text('import numpy as np\ndef all_of_it(image, sentence): return np.ones(image.shape[:2])\n')
+    asked = ['--model', 'my_models_p:all_of_it', '--pairs', '1', '--out', 'report']
+    assert main([*asked, '--photographs', str(shared/'data'/'coco-mini')]) == 0
+    assert sorted(p.name for p in (tmp_path/'report').iterdir()) == [f'photographs.{e}' for e in ('csv', 'json', 'md', 'png')]
+    page = (tmp_path/'report'/'photographs.md').read_text()
+    assert 'photographs of unc: ' in page and 'Code made these sentences' in page and 'a subset: sentences train 3,105 of 120,624' in page
+    assert '(photographs.png)' in page and 'left or right' in page
+    assert main(asked) == 0 and len([*(tmp_path/'report').iterdir()]) == 8
+    assert 'Code made' not in (tmp_path/'report'/'exam.md').read_text()
+
+
+@pytest.mark.parametrize('taken', [['scenes'], ['scenes', 'photographs'], ['photographs'], []])
+def test_both_exams_stand_beside_the_claims(taken, monkeypatch):
+    "Each with its own label and link; one that nobody took is not named."
+    told = pd.DataFrame(dict(skill=['colour', 'class, no rivals'], words='seen', follows=True))
+    told = told.assign(**{'points, both low': [30., 10.], 'guess, both': 25.})
+    names = dict(scenes='row5-norm-shapes-unc', photographs='coco-mini-row12-released-unc')
+    found = {kind: told.assign(system=names[kind]) for kind in taken}
+    for place in (claim_pages, paper_report): monkeypatch.setattr(place, 'published_scores', found.get)
+    index = claim_pages.claims_index(given_matrix(), pd.DataFrame(columns=['ours', 'key']))
+    report = paper_report.report_page()
+    for kind, row, link, line in (('scenes', '| plain, normalised | 1 of 2 | class (no rivals) |', 'exam/exam.md', '- [Exam]('),
+                                  ('photographs', "| LSTM, the program's cell | 1 of 2 | class (no rivals) |", 'exam/photographs.md',
+                                   '- [Exam on photographs](')):
+        assert (row in index) == (f'../{link}' in index) == (f'{line}{link})' in report) == (kind in taken), kind
+    assert ('## What is understood on photographs' in index) == ('photographs' in taken)
+    assert 'exam/' not in claim_pages.claims_index(given_matrix('coco-mini'), pd.DataFrame(columns=['ours', 'key']))

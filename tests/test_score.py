@@ -345,7 +345,7 @@ def test_what_has_no_numbers_or_belongs_elsewhere_is_said(tmp_path):
     no_ids = write(tmp_path/'a.json', [dict(image_id=7, segmentation=rle(samples[0].mask.decode()))])
     for path, said in ((tmp_path/'none', 'there are no predictions in .*none'), (write(tmp_path/'b.json', []), 'there are no predictions in'),
                        (named, 'none of the 30 predictions [(]COCO_7_100.png, .* named 1234, sent_1234 or ref_77'),
-                       (no_ids, 'none of the 1 predictions [(]a.json, entry 0, .* have sent_id, ref_id')):
+                       (no_ids, 'none of the 1 predictions [(]a.json, entry 0, .* have sent_id or ref_id')):
         with pytest.raises(RRNError, match=said): count_set(open_predictions(path), samples)
     path = write(tmp_path/'c.json', [dict(sent_id=i, segmentation=None) for i in (500, 501)])
     other = [replace(samples[0], sent_id=500)]
@@ -424,6 +424,7 @@ def test_npz_holds_no_objects(tmp_path):
     np.savez(tmp_path/'a.npz', **{'100': np.array([[Trap()]], object)})
     scored = count_set(open_predictions(tmp_path/'a.npz'), toy_samples(3))
     assert scored.tally()['misshapen'] == 1 and not (tmp_path/'caught').exists()
+    assert 'arrays of their own, named by their numbers' in scored.faults[-1][2]
 
 
 # ---- beside ours ------------------------------------------------------------------------------------------------------

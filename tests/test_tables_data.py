@@ -7,11 +7,13 @@ import pandas as pd
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
-from rrn.experiments.claims import claims_table, write_claims
-from rrn.common.core import RRNError
+from rrn.common.core import files_at_rest, RRNError
+from rrn.experiments import tables
+from rrn.experiments.claims import claims_table, settings_seen, write_claims
 from rrn.experiments.figures import figures_place
 from rrn.experiments.matrix import given_matrix, result_keys, MATRICES, publish_all, report_place, record_state
-from rrn.experiments.record import data_fingerprint, write_rows
+from rrn.experiments.record import data_fingerprint, read_rows, write_rows
+from rrn.experiments.report import publish
 from rrn.common.core import write_json
 from rrn.data.shapes import write_refer
 from rrn.experiments.tables import table_conditions, table1, table2, write_tables
@@ -120,6 +122,28 @@ def test_only_published_runs_change_what_is_published(checkout, monkeypatch):
     assert {record_state(matrix, c) for c in matrix.cells()} == {'published'}
     assert report_place(matrix, 'tables') == checkout/'reports'/'tables'
     assert report_place(given_matrix(rows='row5'), 'tables') != report_place(matrix, 'tables')
+    other = small(iterations=7)
+    for cell in other.cells(): pretend(other, cell, 'a' * 64)
+    write_claims(matrix)
+    assert settings_seen(matrix) == [{}] and not (checkout/'reports'/'tables'/'settings.md').exists()
+    for cell in other.cells(): publish(cell.run, group='settings')
+    write_claims(matrix)
+    assert settings_seen(matrix) == [{}, dict(iterations=7)] and 'iterations 7' in (checkout/'reports'/'tables'/'settings.md').read_text()
+
+
+def test_a_report_reads_each_record_once_and_the_next_one_reads_it_again(checkout, monkeypatch):
+    matrix, asked = small(folder='somewhere'), []
+    for cell in matrix.cells(): pretend(matrix, cell)
+    monkeypatch.setattr(tables, 'read_rows', lambda run, key: asked.append((run.name, key)) or read_rows(run, key))
+    with files_at_rest():
+        write_tables(matrix)
+        write_claims(matrix)
+    once = len(asked)
+    assert once == len(set(asked)) > 10
+    before = table1(matrix).ours.tolist()
+    row5 = pretend(matrix, matrix.cells()[0])
+    write_rows(row5, 'shapes-unc val', read_rows(row5, 'shapes-unc val').assign(intersection=7))
+    assert len(asked) > once and table1(matrix).ours.tolist() != before
 
 
 @pytest.mark.parametrize('notebook, parameters', [('figures', {}), ('tables', dict(folder='none'))])

@@ -100,7 +100,7 @@ class RunLengths:
         s = self.segmentation
         size = s.get('size') if isinstance(s, dict) else None
         if not isinstance(size, list) or len(size) != 2:
-            raise RRNError(f"{self.where} has no run lengths {{size, counts}}, but {in_short(s)}.")
+            raise RRNError(f"{self.where} has no run lengths {{size, counts}} as its segmentation, but {in_short(s)}.")
         height, width = checked_mask_size(*size, self.where)
         counts = s.get('counts')
         if isinstance(counts, (str, list)) and len(counts) > LONGEST_RUN * (height * width + 1):
@@ -242,7 +242,8 @@ def array_header(f, where:str) -> tuple:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(f)
     if dtype.kind not in 'biuf' or dtype.itemsize > 8:
-        raise RRNError(f"{where} holds {dtype}; expected bool, whole numbers or floats.")
+        hint = ' Masks of many sizes are arrays of their own, named by their numbers.' if dtype.hasobject else ''
+        raise RRNError(f"{where} holds {dtype}; expected bool, whole numbers or floats.{hint}")
     return shape, fortran, dtype
 
 def without_channel(shape:tuple) -> tuple:

@@ -150,8 +150,9 @@ def _no_match(key, ids, known, others):
 
 def _no_number(entries):
     first = ', '.join(e.where for e in entries[:3])
-    return (f"none of the {len(entries):,} predictions ({first}, ...) has a number of a sentence or an object. Files "
-            "and arrays are named 1234, sent_1234 or ref_77; objects in JSON and rows of tables have sent_id, ref_id.")
+    return (f"none of the {len(entries):,} predictions ({first}, ...) has a number of a sentence or an object. PNG "
+            "files and arrays are named 1234, sent_1234 or ref_77; objects in JSON and rows of tables have sent_id or "
+            "ref_id.")
 
 # %% ../../nbs/3_experiments/16_score.ipynb #0594ffd6
 class Task(NamedTuple):
