@@ -10,8 +10,8 @@ __all__ = ['KNOWN', 'ROOTS', 'CANNOT_WRITE', 'PACKAGES', 'RRNError', 'one_of', '
            'keep_freed_memory', 'process_pool', 'NotInstalled', 'MissingPackage', 'optional_module', 'new_folder']
 
 # %% ../../nbs/4_common/00_core.ipynb #94af2275
-import contextlib, difflib, errno, functools, hashlib, importlib, importlib.metadata, json, multiprocessing, os
-import platform, random, re, shutil, subprocess, tempfile, threading, traceback, zlib
+import contextlib, difflib, errno, functools, hashlib, importlib, importlib.metadata, inspect, json, multiprocessing
+import os, platform, random, re, shutil, subprocess, tempfile, threading, traceback, zlib
 from collections import UserDict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -77,10 +77,13 @@ def files_at_rest():
 def read_once(function):
     """Let a function, of arguments that can be hashed, remember its answers inside of `files_at_rest`. Nobody may
     change them. They depend on the root that `at_root` says, and on no other working directory."""
+    signature = inspect.signature(function)
     @functools.wraps(function)
     def remembered(*args, **named):
         if not KNOWN: return function(*args, **named)
-        key = function, tuple(ROOTS), args, tuple(named.items())
+        given = signature.bind(*args, **named)
+        given.apply_defaults()
+        key = function, *ROOTS[-1:], *given.arguments.values()
         if key not in KNOWN[0]: KNOWN[0][key] = function(*args, **named)
         return KNOWN[0][key]
     return remembered
