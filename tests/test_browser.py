@@ -13,12 +13,16 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
+import nbformat
 import numpy as np
 import pytest
+from papermill.parameterize import parameterize_notebook
 from PIL import Image
 from rrn.common.core import RRNError
 from rrn.experiments.export import export_page
 from rrn.predict import Predictor
+from models_made import untrained
 from screens import differing_bits, LIMIT
 
 REPO = Path(__file__).resolve().parents[1]
@@ -137,16 +141,34 @@ def demo(tmp_path_factory):
         raise
 
 
-def answered(page, sentence) -> np.ndarray:
-    "Type a sentence into the page; where its picture is coloured then, (H, W) bool."
-    page.fill('#sentence', sentence)
-    page.wait_for_selector(f'body[data-asked="{sentence}"]')
-    coloured = page.evaluate("""() => {
-        const drawn = document.querySelector('#mask canvas'), { width, height } = drawn, { data } = window.rrn.picture;
+def drawn_mask(page, view=0) -> np.ndarray:
+    "Where a view's picture is coloured, (H, W) bool."
+    coloured = page.evaluate("""view => {
+        const drawn = document.querySelectorAll('.mask')[view].firstChild, { width, height } = drawn, { data } = window.rrn.picture;
         const seen = drawn.getContext('2d').getImageData(0, 0, width, height).data;
         return { width, height, where: Array.from({ length: width * height }, (_, i) => [0, 1, 2].some(c => seen[4 * i + c] !== data[4 * i + c])) };
-    }""")
+    }""", view)
     return np.reshape(coloured['where'], (coloured['height'], coloured['width']))
+
+
+def answered(page, sentence) -> np.ndarray:
+    "Type a sentence into the page; the mask of its first view then."
+    page.fill('#sentence', sentence)
+    page.wait_for_selector(f'body[data-asked="{sentence}"]')
+    return drawn_mask(page)
+
+
+def chosen(page, view, name) -> np.ndarray:
+    "Choose a model in a view; its mask then."
+    page.locator('.view').nth(view).locator('select').select_option(name)
+    page.wait_for_function("([view, name]) => document.querySelectorAll('.view')[view].dataset.shown === name", arg=[view, name])
+    page.wait_for_function("() => !document.querySelector('#said').textContent.includes('is being loaded')")
+    return drawn_mask(page, view)
+
+
+def alike(theirs, ours) -> bool:
+    "Whether a mask of the page is the library's."
+    return ours.any() and (theirs & ours).sum() >= .99 * (theirs | ours).sum()
 
 
 @pytest.mark.parametrize('name, width', {'page': 1300, 'page-400': 400}.items())
@@ -161,13 +183,64 @@ def test_the_page_draws_the_masks_of_the_library(browser, demo, tmp_path, name, 
             page.wait_for_selector('body[data-asked="%s"]' % scene['sentences'][0])
             predictor.set_image(Image.open(demo/scene['picture']))
             masks = [answered(page, sentence) for sentence in scene['sentences'][:3]]
-            for theirs, ours in zip(masks, predictor.predict(scene['sentences'][:3])):
-                assert ours.mask.any() and (theirs & ours.mask).sum() >= .99 * (theirs | ours.mask).sum()
+            for theirs, ours in zip(masks, predictor.predict(scene['sentences'][:3])): assert alike(theirs, ours.mask)
             assert not np.array_equal(masks[0], masks[1])
-        page.click('#mask canvas')
-        assert 'pixel (' in page.inner_text('#pixel') and page.locator('#inside canvas').count() > 8
+        page.click('.mask canvas')
+        assert 'pixel (' in page.inner_text('.pixel') and page.locator('.inside canvas').count() > 8
         assert page.evaluate('document.scrollingElement.scrollWidth') <= width and wrong == []
         looks_as_before(page, name, tmp_path)
+        page.close()
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    "A page with two models, and both as the library has them."
+    pytest.importorskip('onnxscript', reason="the extra is not installed: pip install 'rrn[export]'")
+    shipped = Predictor.from_pretrained('shapes-unc', device='cpu')
+    models = {'shapes-unc': shipped, 'untrained': untrained(shipped.vocabulary, tmp_path_factory.mktemp('runs')/'untrained')}
+    try: return export_page(models.values(), tmp_path_factory.mktemp('two')/'page'), models
+    except RRNError as e:
+        if 'npm' in str(e): pytest.skip(str(e))
+        raise
+
+
+@pytest.mark.parametrize('name, width', {'two': 1300, 'two-400': 400}.items())
+def test_another_model_is_chosen_and_two_stand_side_by_side(browser, two, tmp_path, name, width):
+    "Each mask is that of its own model; the second one is fetched when it is chosen."
+    folder, models = two
+    scene, fetched = json.loads((folder/'scenes.json').read_text())[0], []
+    ours = {name: p.set_image(Image.open(folder/scene['picture'])).predict(scene['sentences'][0]).mask for name, p in models.items()}
+    with served(folder) as address:
+        page, wrong = opened(browser, f'{address}/index.html', width)
+        page.on('request', lambda request: fetched.append(request.url))
+        page.wait_for_selector('body[data-ready]')
+        assert not any('untrained' in url for url in fetched) and not page.locator('.view').nth(1).locator('.mask').is_visible()
+        first, other = drawn_mask(page), chosen(page, 0, 'untrained')
+        assert alike(first, ours['shapes-unc']) and alike(other, ours['untrained']) and not alike(first, other)
+        assert any('models/untrained/head.onnx' in url for url in fetched) and 'Gate' not in page.inner_text('.inside')
+        again = chosen(page, 0, 'shapes-unc'), chosen(page, 1, 'untrained')
+        assert [alike(mask, ours[name]) for mask, name in zip(again, models)] == [True, True]
+        assert page.inner_text('#between h2') == f"{(again[0] != again[1]).sum()} pixels differ"
+        answered(page, 'left zebra')
+        assert page.inner_text('#said') == 'never seen by shapes-unc: zebra; never seen by untrained: zebra'
+        page.locator('.mask canvas').nth(1).click()
+        assert [view.inner_text().startswith('pixel (') for view in page.locator('.pixel').all()] == [True, True]
+        assert page.evaluate('document.scrollingElement.scrollWidth') <= width and wrong == []
+        looks_as_before(page, name, tmp_path)
+        page.locator('.view').nth(1).locator('select').select_option('')
+        page.wait_for_function("() => !document.querySelector('#between').firstChild")
+        page.close()
+
+
+def test_a_model_that_is_not_there_is_named(browser, two, tmp_path):
+    folder = shutil.copytree(two[0], tmp_path/'page')
+    shutil.rmtree(folder/'models'/'untrained')
+    with served(folder) as address:
+        page, wrong = opened(browser, f'{address}/index.html')
+        page.wait_for_selector('body[data-ready]')
+        page.locator('.view').nth(1).locator('select').select_option('untrained')
+        page.wait_for_function("() => document.querySelector('#said').textContent.startsWith('untrained cannot be loaded: models/untrained/model.json is not there')")
+        assert drawn_mask(page).any() and not page.locator('.view').nth(1).locator('.mask').is_visible()
         page.close()
 
 
@@ -178,7 +251,7 @@ def test_the_page_takes_ones_own_picture_and_names_what_it_cannot_read(browser, 
         page, wrong = opened(browser, f'{address}/index.html')
         page.wait_for_selector('body[data-ready]')
         page.set_input_files('#upload', tmp_path/'own.png')
-        page.wait_for_function("document.querySelector('#mask canvas').width === 160")
+        page.wait_for_function("document.querySelector('.mask canvas').width === 160")
         assert answered(page, 'left zebra').shape == (90, 160) and page.inner_text('#said') == 'never seen: zebra'
         page.set_input_files('#upload', tmp_path/'text.png')
         page.wait_for_function("document.querySelector('#said').textContent === 'text.png is no picture that can be read.'")
@@ -212,33 +285,51 @@ def lab(tmp_path_factory):
                 urllib.request.urlopen(f'http://127.0.0.1:{port}/api')
                 break
             except OSError: time.sleep(.2)
-        yield f'http://127.0.0.1:{port}'
+        yield SimpleNamespace(address=f'http://127.0.0.1:{port}', folder=root/'nbs')
     finally:
         process.terminate()
         process.wait()
 
 
-READY = """() => {          // the indicator already says so before there is a kernel, and what is run then is lost
-    const session = window.jupyterapp.shell.currentWidget?.context?.sessionContext, kernel = session?.session?.kernel;
-    return session?.isReady && kernel?.connectionStatus === 'connected' && kernel.status === 'idle';
-}"""
+CURRENT = "window.jupyterapp.shell.currentWidget"
+READY = """name => {          // the indicator already says so before there is a kernel, and what is run then is lost
+    const { sessionContext, path } = CURRENT?.context ?? {}, kernel = sessionContext?.session?.kernel;
+    return path === name && sessionContext?.isReady && kernel?.connectionStatus === 'connected' && kernel.status === 'idle';
+}""".replace('CURRENT', CURRENT)
 
 
-def run_all(browser, lab, name, height=1000):
-    "A notebook in JupyterLab, with all its cells being run."
+def run_all(browser, address, name, height=1000):
+    "A notebook in JupyterLab, with all its cells being run. Notebooks that were open before are not."
     page = browser.new_page(viewport=dict(width=1500, height=height))
-    page.goto(f'{lab}/lab/tree/{name}')
+    page.goto(f'{address}/lab/tree/{name}?reset')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
-    page.wait_for_function(READY, timeout=120_000)
+    page.wait_for_function(READY, arg=name, timeout=120_000)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     return page
 
 
-FAULTS = '.jp-OutputArea-output[data-mime-type*="stderr"], .jp-OutputArea-output[data-mime-type*="error"]'
+CELLS = """() => [...CURRENT.content.model.cells].filter(cell => cell.type === 'code').map(cell => cell.toJSON())
+    .filter(cell => cell.source.length)""".replace('CURRENT', CURRENT)
+DONE = f"""() => {{        // to the end, or to the first error
+    const cells = ({CELLS})();
+    return cells.every(cell => cell.execution_count) || cells.some(cell => cell.outputs.some(output => output.output_type === 'error'));
+}}"""
+
+
+def faults_in(page) -> list:
+    "Errors and whatever went to stderr in the notebook that is open."
+    outputs = [output for cell in page.evaluate(CELLS) for output in cell['outputs']]
+    return [output for output in outputs if output['output_type'] == 'error' or output.get('name') == 'stderr']
+
+
+def close(page):
+    "The notebook with its kernel."
+    page.evaluate(f"() => {CURRENT}.context.sessionContext.shutdown()")
+    page.close()
 
 
 def test_the_explorer_answers_what_is_typed(browser, lab, tmp_path):
-    page = run_all(browser, lab, 'explore.ipynb')
+    page = run_all(browser, lab.address, 'explore.ipynb')
     picture = page.locator('img[alt^="the picture with the mask"]').first
     picture.wait_for(timeout=240_000)
     page.wait_for_selector('img[alt^="h_3"]', timeout=60_000)
@@ -248,18 +339,28 @@ def test_the_explorer_answers_what_is_typed(browser, lab, tmp_path):
     picture.click(position=dict(x=60, y=50))
     page.wait_for_selector('.rrn-pixel >> text=pixel (', timeout=30_000)
     page.wait_for_function("() => document.querySelectorAll('.rrn-pictures img[alt^=without]').length === 2", timeout=30_000)    # two words
-    assert page.locator(FAULTS).count() == 0
+    assert faults_in(page) == []
     picture.evaluate("picture => picture.scrollIntoView({ block: 'center' })")
     looks_as_before(page, 'explorer', tmp_path)
-    page.close()
+    close(page)
 
 
-@pytest.mark.parametrize('name', ['index.ipynb', '1_paper/04_refine.ipynb', 'train.ipynb'])
-def test_notebooks_run_without_a_warning(browser, lab, name):
+def with_parameters(path, **values):
+    "Put a cell with parameters behind the notebook's own, as papermill does."
+    nbformat.write(parameterize_notebook(nbformat.read(path, as_version=4), values), path)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('name, least', {'index.ipynb': 3, '1_paper/04_refine.ipynb': 1, 'train.ipynb': 3}.items())
+def test_notebooks_run_without_a_warning(browser, lab, name, least):
+    "From the first cell to the last, with at least so many pictures. Of the training, a few steps are taken."
     if not os.environ.get('RRN_SLOW'): pytest.skip('minutes: set RRN_SLOW=1')
-    page = run_all(browser, lab, name)
-    page.wait_for_function("""() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].filter(p => p.textContent.includes('*')).length === 0
-        && [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(p => /[0-9]/.test(p.textContent))""", timeout=1_500_000, polling=2000)
-    assert page.locator(FAULTS).count() == 0 and page.locator('.jp-OutputArea img').count() > 0
+    if name == 'train.ipynb': with_parameters(lab.folder/name, iterations=60, folder=str(lab.folder.parent/'runs'))
+    page = run_all(browser, lab.address, name)
+    page.wait_for_function(DONE, timeout=1_500_000, polling=2000)
+    assert faults_in(page) == [] and all(cell['execution_count'] for cell in page.evaluate(CELLS))
+    pictures = page.locator('.jp-MainAreaWidget:not(.lm-mod-hidden) .jp-OutputArea-output img')
+    assert pictures.count() >= least
+    pictures.last.evaluate("picture => picture.scrollIntoView({ block: 'center' })")
     keep(page, name.replace('/', '-'))
-    page.close()
+    close(page)

@@ -10,17 +10,20 @@ from rrn.common.core import RRNError, seed_everything
 from rrn.common.pictures import read_image
 from rrn.data.shapes import draw_scene
 from rrn.experiments.explore import look, recurrence
-from rrn.experiments.export import export_onnx, export_page, OnnxModel, RUNTIME_FILES
+from rrn.cli import main
+from rrn.experiments.export import about, export_onnx, export_page, OnnxModel, RUNTIME_FILES
 from rrn.experiments.package import boxes, scene_sentences
 from rrn.image import fit, image_tensor, place_image, unplace
+from rrn import refine
 from rrn.model import preset, RRN
 from rrn.predict import Predictor
+from rrn.refine import Update, update_function
 from rrn.text import split_words, Vocabulary
+from models_made import SMALL, untrained
 
 REPO = Path(__file__).resolve().parents[1]
 pytest.importorskip('onnxscript', reason="the extra is not installed: pip install 'rrn[export]'")
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::FutureWarning', 'ignore::DeprecationWarning')
-SMALL = dict(image_size=48, embed_dim=6, D_I=6, D_S=6, D_Q=6)
 
 
 # ---------------------------------------------------------------- ONNX
@@ -64,7 +67,34 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch):
     with pytest.raises(RRNError, match='dist/ort'): export_page(Predictor(predictor.model, words), tmp_path/'c', runtime=str(tmp_path))
     monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(RRNError, match='Install Node.js'): export_page(Predictor(predictor.model, words), tmp_path/'c')
+    with pytest.raises(RRNError, match="two models are called 'model'"): export_page([Predictor(predictor.model, words)] * 2, tmp_path/'c')
+    with pytest.raises(RRNError, match="'_a' cannot be the name"): export_page(untrained(words, tmp_path/'_a'), tmp_path/'c')
     assert not list(tmp_path.glob('[abc]'))
+
+
+def test_an_update_function_that_onnx_cannot_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr('rrn.refine.UPDATES', dict(refine.UPDATES))
+
+    @update_function('moody')
+    class Moody(Update):
+        "What it does depends on what it sees."
+        def forward(self, x, h, state=None): return (x + h if h.mean() > 0 else x - h), None
+
+    predictor = untrained(Vocabulary.build(['star']), tmp_path/'a-run', update='moody')
+    with pytest.raises(RRNError, match=r"a-run: its network cannot be written as ONNX \(.*update function 'moody'.*no branch"):
+        export_onnx(predictor, tmp_path/'onnx')
+    assert not (tmp_path/'onnx').exists()
+
+
+def test_several_models_have_a_folder_each(tmp_path, monkeypatch, capsys):
+    "`rrn export ONE TWO`; one by default."
+    there = {name: untrained(Vocabulary.build([name]), tmp_path/name) for name in ('one', 'two')}
+    monkeypatch.setattr('rrn.experiments.export.open_predictor', lambda run, device: there[run or 'one'])
+    monkeypatch.chdir(tmp_path)
+    assert not main(['export', 'one', 'two', '--out', 'both']) and not main(['export'])
+    for name, folder in (('one', 'both/one'), ('two', 'both/two'), ('one', 'onnx')):
+        assert json.loads(Path(folder, 'model.json').read_text()) == about(there[name])
+    assert main(['export', 'one', 'one', '--out', 'again']) == 1 and "two models are called 'one'" in capsys.readouterr().err and not Path('again').exists()
 
 
 # ---------------------------------------------------------------- the page's JavaScript
@@ -110,28 +140,38 @@ def test_maps_are_taken_back_alike():
 # ---------------------------------------------------------------- the page
 
 @pytest.fixture(scope='module')
-def page(tmp_path_factory):
-    try: return export_page(Predictor.from_pretrained('shapes-unc', device='cpu'), tmp_path_factory.mktemp('site')/'page')
+def models(tmp_path_factory):
+    "Name -> predictor: the library's, and one of another kind, size and vocabulary."
+    folder = tmp_path_factory.mktemp('runs')/'untrained'
+    return {'shapes-unc': Predictor.from_pretrained('shapes-unc', device='cpu'), 'untrained': untrained(Vocabulary.build(['the left star']), folder)}
+
+
+@pytest.fixture(scope='module')
+def page(models, tmp_path_factory):
+    try: return export_page(models.values(), tmp_path_factory.mktemp('site')/'page')
     except RRNError as e:
         if 'npm' in str(e): pytest.skip(str(e))
         raise
 
 
-def test_the_page_is_all_there(page):
+def test_the_page_is_all_there(page, models):
     "What it names is in its folder, and nothing is fetched from elsewhere."
     names = {path.name for path in page.iterdir()}
-    assert {'index.html', 'page.js', 'rrn.js', 'model.json', 'cnn.onnx', 'head.onnx', 'scenes.json', *RUNTIME_FILES} <= names
+    assert {'index.html', 'page.js', 'rrn.js', 'models.json', 'scenes.json', *RUNTIME_FILES} <= names
+    assert json.loads((page/'models.json').read_text()) == list(models)
+    for name in models: assert {path.name for path in (page/'models'/name).iterdir()} == {'model.json', 'cnn.onnx', 'head.onnx'}
     for scene in json.loads((page/'scenes.json').read_text()): assert scene['picture'] in names and scene['sentences']
     for name in ('index.html', 'page.js', 'rrn.js'): assert 'http' not in (page/name).read_text()
 
 
-def test_the_page_answers_as_the_library(page):
+@pytest.mark.parametrize('name', ['shapes-unc', 'untrained'])
+def test_the_page_answers_as_the_library(page, models, name):
     "Masks to an IoU of 0.99, and everything that was inside; about scenes, and about a large picture that is none."
-    predictor = Predictor.from_pretrained('shapes-unc', device='cpu')
+    predictor = models[name]
     box, large = boxes()['shapes-unc'], np.kron(draw_scene(7, 5).image, np.ones((3, 3, 1), np.uint8))
     pictures = [(read_image(box/'scene.jpg'), s) for s in scene_sentences(box)] + [(draw_scene(7, 3).image, 'left purplish thing'), (large, 'star')]
     told = [dict(data=p.ravel().tolist(), height=p.shape[0], width=p.shape[1], sentence=s) for p, s in pictures]
-    for (picture, sentence), theirs in zip(pictures, ask(page=str(page), questions=told)['looks'], strict=True):
+    for (picture, sentence), theirs in zip(pictures, ask(page=str(page), model=name, questions=told)['looks'], strict=True):
         ours, shape = look(predictor.set_image(picture), sentence), picture.shape[:2]
         mask = np.reshape(theirs['mask'], shape).astype(bool)
         assert (mask & ours.answer.mask).sum() >= .99 * (mask | ours.answer.mask).sum()
@@ -140,5 +180,5 @@ def test_the_page_answers_as_the_library(page):
         np.testing.assert_allclose(np.reshape(theirs['steps'], (-1, *shape)), ours.steps, **near)
         np.testing.assert_allclose(np.reshape(theirs['hidden'], (-1, *shape)), ours.hidden, **near)
         opened = [m for _, m in sorted(((t, 'ifo'.index(g)), m) for g, maps in ours.gates.items() for t, m in maps.items())]
-        np.testing.assert_allclose(np.reshape(theirs['gates'], (-1, *shape)), opened, **near)
+        np.testing.assert_allclose(np.reshape(theirs['gates'], (-1, *shape)), np.reshape(opened, (-1, *shape)), **near)
         np.testing.assert_allclose(np.reshape(theirs['others'], (-1, *shape)), np.reshape([o.probability for o in ours.others], (-1, *shape)), **near)

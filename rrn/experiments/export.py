@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MOST_WORDS', 'RUNTIME', 'RUNTIME_FILES', 'DRAWN', 'CNNGraph', 'HeadGraph', 'graphs', 'names_of_gates', 'export_onnx',
-           'write_onnx', 'forget_sources', 'about', 'OnnxModel', 'fetch_runtime', 'copy_runtime', 'export_page',
-           'write_scenes', 'colour_table', 'main']
+           'named_if_unfit', 'write_onnx', 'forget_sources', 'name_of', 'about', 'OnnxModel', 'fetch_runtime',
+           'copy_runtime', 'by_name', 'export_page', 'need_our_words', 'write_scenes', 'colour_table', 'main',
+           'export_each']
 
 # %% ../../nbs/3_experiments/23_export.ipynb #bf30290d
-import copy, shutil, subprocess, tarfile, tempfile, warnings
+import contextlib, copy, shutil, subprocess, tarfile, tempfile, warnings
 from pathlib import Path
 import matplotlib
 import numpy as np
@@ -20,6 +21,7 @@ from ..common.core import assets, new_folder, optional_module, RRNError, write_j
 from ..common.pictures import read_image
 from .explore import names_of_states, recurrence, scene_and_sentences
 from .package import label_of, open_predictor, scene_sentences
+from .record import check_run_name
 from ..loss import upsample_probability
 from ..predict import Predictor
 from ..text import SPECIALS
@@ -96,7 +98,7 @@ def export_onnx(predictor:Predictor,
                 folder            # a new one, or an empty one
                ) -> Path:
     """Write cnn.onnx, head.onnx and model.json (words, sizes, names of states and gates). `RRNError` where the packages
-    of `rrn[export]` are missing."""
+    of `rrn[export]` are missing, and for a network that ONNX cannot hold."""
     for package, part in (('onnx', 'ModelProto'), ('onnxscript', 'script')):
         getattr(optional_module(package, 'rrn export'), part)
     cnn, head = graphs(predictor)
@@ -106,10 +108,22 @@ def export_onnx(predictor:Predictor,
         maps, words = cnn(image), torch.tensor([[len(SPECIALS), len(SPECIALS), 0]])
         outputs = ['steps', 'small', 'states', 'gates'][:len(head(words, *maps))]
         lengths = {'words': {1: torch.export.Dim('words', min=1, max=MOST_WORDS)}, 'maps': tuple({} for _ in maps)}
-        write_onnx(cnn, (image,), fresh/'cnn.onnx', ['image'], cnn.levels)
-        write_onnx(head, (words, *maps), fresh/'head.onnx', ['words', *cnn.levels], outputs, lengths)
+        with named_if_unfit(predictor):
+            write_onnx(cnn, (image,), fresh/'cnn.onnx', ['image'], cnn.levels)
+            write_onnx(head, (words, *maps), fresh/'head.onnx', ['words', *cnn.levels], outputs, lengths)
         write_json(fresh/'model.json', about(predictor))
     return Path(folder)
+
+@contextlib.contextmanager
+def named_if_unfit(predictor):
+    "Turn what the exporter says of a network, which has many forms, into `RRNError`."
+    try: yield
+    except RRNError: raise
+    except Exception as e:
+        update, why = predictor.model.config.update, str(e).strip().splitlines() or [type(e).__name__]
+        raise RRNError(f"{name_of(predictor)}: its network cannot be written as ONNX ({why[0][:200]}). If the update "
+                       f"function {update!r} is your own: PyTorch's operations are known there, but no branch on what "
+                       "is in a tensor, and no way out of PyTorch.") from e
 
 def write_onnx(graph, example, path, inputs, outputs, shapes=None):
     "Write a network as one ONNX file."
@@ -129,12 +143,16 @@ def forget_sources(path):
         for node in function.node: node.ClearField('metadata_props')
     onnx.save(model, path)
 
+def name_of(predictor) -> str:
+    "What a model is called: by its box or its run; 'model' if it was never recorded."
+    return label_of(predictor.run)['name'] if predictor.run else 'model'
+
 def about(predictor) -> dict:
     "What a program must know to ask the exported networks."
     c, run = predictor.model.config, predictor.run
     states = names_of_states(c, 1 + len(c.pyramid.split(',')) + (c.start == 'zero') if c.pyramid else 1)
     drawn = c.dataset.startswith('shapes-')
-    return dict(label_of(run) if run else {}, image_size=c.image_size, max_words=min(c.max_words, MOST_WORDS),
+    return dict(label_of(run) if run else dict(name=name_of(predictor), run=''), image_size=c.image_size, max_words=min(c.max_words, MOST_WORDS),
                 words=list(predictor.vocabulary.words), tokenizer=predictor.vocabulary.tokenizer,
                 threshold=predictor.threshold, states=states, gates=names_of_gates(predictor),
                 note='It knows scenes drawn by code, not photographs.' if drawn else '')
@@ -183,29 +201,45 @@ def copy_runtime(package, folder):
         shutil.copy(source, Path(folder)/name)
 
 # %% ../../nbs/3_experiments/23_export.ipynb #04ad95c4
-DRAWN = 6      # scenes to choose from on the page, besides the one of the box
+DRAWN = 6      # scenes to choose from on the page, besides those that come with the models
 
-def export_page(predictor:Predictor,
+def by_name(predictors) -> dict:
+    "Name -> predictor. `RRNError` for two of one name, and for a name that cannot be that of a folder."
+    found = {}
+    for predictor in predictors:
+        name = check_run_name(name_of(predictor))
+        if name in found:
+            raise RRNError(f"two models are called {name!r}, and a page tells them apart by their names. Leave one out, "
+                           "or give it another name: Predictor.from_pretrained(MODEL).save(FOLDER, name=NAME).")
+        found[name] = predictor
+    return found
+
+def export_page(predictors,       # one `Predictor`, or several to choose from
                 folder,           # a new one, or an empty one
                 runtime=''        # folder of the package onnxruntime-web; '': from npm
                ) -> Path:
-    "Write a static page that asks a model in a browser, with all that it needs. `RRNError` for what it cannot hold."
-    if predictor.vocabulary.tokenizer != 'words':
-        raise RRNError(f"the page cuts sentences as our own tokenizer does, not as {predictor.vocabulary.tokenizer!r}.")
+    "Write a static page that asks models in a browser, with all that it needs. `RRNError` for what it cannot hold."
+    models = by_name([predictors] if isinstance(predictors, Predictor) else predictors)
+    for name, predictor in models.items(): need_our_words(name, predictor)
     with new_folder(folder) as fresh:
         copy_runtime(runtime, fresh) if runtime else fetch_runtime(fresh)
-        export_onnx(predictor, fresh/'onnx')
-        for path in (fresh/'onnx').iterdir(): path.rename(fresh/path.name)
-        (fresh/'onnx').rmdir()
+        for name, predictor in models.items(): export_onnx(predictor, fresh/'models'/name)
         for path in (assets()/'web').iterdir(): shutil.copy(path, fresh/path.name)
-        write_json(fresh/'scenes.json', write_scenes(predictor, fresh))
+        write_json(fresh/'models.json', list(models))
+        write_json(fresh/'scenes.json', write_scenes(models, fresh))
         write_json(fresh/'colours.json', {name: colour_table(name) for name in ('inferno', 'coolwarm')})
     return Path(folder)
 
-def write_scenes(predictor, folder) -> list:
+def need_our_words(name, predictor):
+    "`RRNError` for a model whose sentences the page cannot cut."
+    tokenizer = predictor.vocabulary.tokenizer
+    if tokenizer != 'words':
+        raise RRNError(f"{name}: the page cuts sentences as our own tokenizer does, not as {tokenizer!r}.")
+
+def write_scenes(models, folder) -> list:
     "Write the pictures to choose from, without loss; [{name, picture, sentences}]."
-    said = scene_sentences(predictor.run.folder) if predictor.run else []
-    found = [('the scene of the box', read_image(predictor.run.folder/'scene.jpg'), said)] if said else []
+    boxed = {name: p.run.folder for name, p in models.items() if p.run and scene_sentences(p.run.folder)}
+    found = [(f'the scene of {name}', read_image(box/'scene.jpg'), scene_sentences(box)) for name, box in boxed.items()]
     found += [(f'scene {i}', *scene_and_sentences(i)) for i in range(DRAWN)]
     for i, (_, image, _) in enumerate(found): Image.fromarray(image).save(folder/f'scene{i}.png')
     return [dict(name=name, picture=f'scene{i}.png', sentences=said) for i, (name, _, said) in enumerate(found)]
@@ -216,13 +250,22 @@ def colour_table(name) -> list:
 
 # %% ../../nbs/3_experiments/23_export.ipynb #c73eba13
 @as_command('export')
-def main(run:str='',          # run, folder or hub's id; '': the newest finished run, else the library's
-         *, out:str='onnx',   # folder for cnn.onnx, head.onnx and model.json
-         page:str='',         # instead: folder for a page that asks the model in a browser
-         runtime:str=''       # folder of the npm package onnxruntime-web; '': npm fetches it
+def main(runs:tuple[str, ...]=(),   # runs, folders or hub's ids; none: the newest finished run, else the library's
+         *, out:str='onnx',         # folder for cnn.onnx, head.onnx and model.json; of several, for a folder of each
+         page:str='',               # instead: folder for a page in a browser, where each of them can be chosen
+         runtime:str=''             # folder of the npm package onnxruntime-web; '': npm fetches it
         ):
-    """Write a trained model as ONNX, or as a page for browsers.
+    """Write trained models as ONNX, or as a page for browsers.
     A page is served by any web server: `python -m http.server -d FOLDER`."""
-    predictor = open_predictor(run, 'cpu')
-    place = export_page(predictor, page, runtime) if page else export_onnx(predictor, out)
-    for path in sorted(place.iterdir()): print(f'{path.stat().st_size:10,} bytes  {path}')
+    predictors = [open_predictor(run, 'cpu') for run in runs or ['']]
+    if page: place = export_page(predictors, page, runtime)
+    elif len(predictors) == 1: place = export_onnx(*predictors, out)
+    else: place = export_each(predictors, out)
+    for path in sorted(place.rglob('*')):
+        if path.is_file(): print(f'{path.stat().st_size:10,} bytes  {path}')
+
+def export_each(predictors, folder) -> Path:
+    "Write the ONNX files of several models, each to a folder of its name."
+    with new_folder(folder) as fresh:
+        for name, predictor in by_name(predictors).items(): export_onnx(predictor, fresh/name)
+    return Path(folder)

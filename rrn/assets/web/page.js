@@ -1,4 +1,4 @@
-// The page: a picture, a sentence, and what the model makes of them. All numbers come from rrn.js.
+// The page: a picture, a sentence, and what one or two models make of them. All numbers come from rrn.js.
 import * as ort from './ort.wasm.bundle.min.mjs';
 import { Model } from './rrn.js';
 
@@ -6,10 +6,30 @@ ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmPaths = { wasm: new URL('./ort-wasm-simd-threaded.wasm', import.meta.url).href };
 const MOST = 480;                                // pixels of a picture's longer side
 const at = id => document.getElementById(id);
-const json = async name => (await fetch(name)).json();
-const [about, scenes, colours] = await Promise.all(['model.json', 'scenes.json', 'colours.json'].map(json));
-const model = await Model.load(ort, about, 'cnn.onnx', 'head.onnx');
-let picture, seen, waiting, busy;
+const tell = text => { at('said').textContent = text; };
+const opened = new Map();                        // name of a model -> the promise of it
+let picture, waiting, busy;
+
+async function json(name) {
+  const answer = await fetch(name);
+  if (!answer.ok) throw new Error(`${name} is not there.`);
+  return answer.json();
+}
+
+async function load(name) {
+  tell(`${name} is being loaded ...`);
+  const folder = `models/${name}`;
+  try { return await Model.load(ort, await json(`${folder}/model.json`), `${folder}/cnn.onnx`, `${folder}/head.onnx`); }
+  catch (e) {
+    opened.delete(name);                         // so that it can be tried again
+    throw new Error(`${name} cannot be loaded: ${e.message}`);
+  }
+}
+
+function open(name) {                            // a model is fetched when it is first asked
+  if (!opened.has(name)) opened.set(name, load(name));
+  return opened.get(name);
+}
 
 function canvas(width, height, paint) {          // paint(i) gives the colour [r, g, b] of pixel i
   const made = Object.assign(document.createElement('canvas'), { width, height });
@@ -58,35 +78,100 @@ function row(title, figures) {
   return made;
 }
 
-function show() {
-  const changed = p => model.maskOf(p).reduce((n, m, i) => n + (m !== seen.mask[i]), 0);
-  const less = seen.others.map((p, k) => figure(`without "${seen.words[k]}": ${changed(p)} pixels change`,
-    heat(p.map((x, i) => (1 + seen.probability[i] - x) / 2), .65, colours.coolwarm)));
-  const letters = [...new Set(about.gates.map(([letter]) => letter))].sort();
-  at('mask').replaceChildren(tinted(seen.mask));
-  at('probability').replaceChildren(heat(seen.probability, .85));
-  at('inside').replaceChildren(...(less.length ? [row('One word less: red is what the answer owes to it, blue what it keeps out', less)] : []),
-    row('Hidden states: the channel of each that goes along best with the answer', seen.hidden.map((m, t) => figure(about.states[t], heat(m)))),
-    row('What is read from each', seen.steps.map((m, t) => figure(`p_${t}`, heat(m)))),
-    ...letters.map(letter => row(`Gate ${letter}, the mean over its channels`, about.gates.flatMap(([name, step], k) => {
-      if (name !== letter) return [];
-      const all = about.gates.flatMap(([n], j) => n === letter ? [seen.gates[j]] : []);
-      const low = Math.min(...all.map(m => m.reduce((a, b) => Math.min(a, b)))), high = Math.max(...all.map(m => m.reduce((a, b) => Math.max(a, b))));
-      return [figure(`${letter}_${step}: ${low.toFixed(2)} to ${high.toFixed(2)}`, heat(seen.gates[k].map(x => (x - low) / Math.max(high - low, 1e-6))))];
-    }))));
-  at('said').textContent = seen.unknown.length ? `never seen: ${seen.unknown.join(', ')}` : '';
-  showPixel();
+class View {                                     // what one model says; `names` are those to choose from
+  constructor(names) {
+    this.element = at('view').content.firstElementChild.cloneNode(true);
+    this.choice = this.part('select');
+    this.choice.append(...names.map(name => new Option(name || 'none', name)));
+    this.choice.onchange = ask;
+    this.part('.mask').onclick = event => click(event, this.part('.mask').firstChild);
+    at('views').append(this.element);
+  }
+
+  part(selector) { return this.element.querySelector(selector); }
+
+  clear() {
+    this.seen = undefined;
+    delete this.element.dataset.shown;
+  }
+
+  async ask(asked, sentence) {                   // `asked` is a picture
+    const name = this.choice.value;
+    if (this.element.dataset.shown !== name) this.clear();
+    if (!name) return;
+    const model = await open(name);
+    if (model.picture !== asked) {
+      await model.setImage(asked.data, asked.height, asked.width);
+      model.picture = asked;
+    }
+    const seen = await model.look(sentence);
+    if (asked !== picture) return;               // another one was chosen meanwhile, and is asked about next
+    [this.model, this.seen] = [model, Object.assign(seen, { picture })];
+    this.show();
+    this.element.dataset.shown = name;
+  }
+
+  show() {
+    const { about } = this.model, { seen } = this;
+    this.part('.about').textContent = [`Run ${about.run}.`, about.note].filter(text => text).join(' ');
+    this.part('.mask').replaceChildren(tinted(seen.mask));
+    this.part('.probability').replaceChildren(heat(seen.probability, .85));
+    this.part('.inside').replaceChildren(...this.withoutWords(),
+      row('Hidden states: the channel of each that goes along best with the answer', seen.hidden.map((m, t) => figure(about.states[t], heat(m)))),
+      row('What is read from each', seen.steps.map((m, t) => figure(`p_${t}`, heat(m)))), ...this.gates());
+    this.showPixel();
+  }
+
+  withoutWords() {
+    const { seen } = this, changed = p => differing(this.model.maskOf(p), seen.mask);
+    const less = seen.others.map((p, k) => figure(`without "${seen.words[k]}": ${changed(p)} pixels change`, surer(seen.probability, p)));
+    return less.length ? [row('One word less: red is what the answer owes to it, blue what it keeps out', less)] : [];
+  }
+
+  gates() {                                      // a row for each letter; its maps share their colours
+    const all = this.model.about.gates.map(([letter, step], k) => ({ letter, step, map: this.seen.gates[k] }));
+    return [...new Set(all.map(gate => gate.letter))].sort().map(letter => {
+      const those = all.filter(gate => gate.letter === letter), ranges = those.map(gate => range(gate.map));
+      const low = Math.min(...ranges.map(([x]) => x)), high = Math.max(...ranges.map(([, x]) => x));
+      return row(`Gate ${letter}, the mean over its channels`, those.map(({ step, map }, k) =>
+        figure(`${letter}_${step}: ${ranges[k].map(x => x.toFixed(2)).join(' to ')}`, heat(map.map(x => (x - low) / Math.max(high - low, 1e-6))))));
+    });
+  }
+
+  showPixel() {                                  // what is at the pixel that was clicked, step by step
+    const { clicked, width } = picture, { seen } = this;
+    if (!clicked || seen?.picture !== picture) return this.part('.pixel').replaceChildren();
+    const i = clicked.y * width + clicked.x, { about } = this.model, rows = seen.steps.map((map, t) => {
+      const cells = [['p', map[i]], ...about.gates.flatMap(([letter, step], k) => step === t ? [[letter, seen.gates[k][i]]] : [])];
+      return `<tr><th>${about.states[t]}</th><td>${cells.map(([name, value]) =>
+        `<label>${name} ${value.toFixed(3)} <meter min="0" max="1" value="${value}"></meter></label>`).join('')}</td></tr>`;
+    });
+    this.part('.pixel').innerHTML = `<table><caption>pixel (${clicked.x}, ${clicked.y})</caption>${rows.join('')}</table>`;
+  }
 }
 
-function showPixel() {                           // what is at the pixel that was clicked, step by step
-  const { x, y } = picture.clicked ?? {};
-  if (x === undefined) return;
-  const i = y * picture.width + x, rows = seen.steps.map((map, t) => {
-    const cells = [['p', map[i]], ...about.gates.flatMap(([letter, step], k) => step === t ? [[letter, seen.gates[k][i]]] : [])];
-    return `<tr><th>${about.states[t]}</th><td>${cells.map(([name, value]) =>
-      `<label>${name} ${value.toFixed(3)} <meter min="0" max="1" value="${value}"></meter></label>`).join('')}</td></tr>`;
-  });
-  at('pixel').innerHTML = `<table><caption>pixel (${x}, ${y})</caption>${rows.join('')}</table>`;
+const differing = (a, b) => a.reduce((n, x, i) => n + (x !== b[i]), 0);
+const range = map => [map.reduce((a, b) => Math.min(a, b)), map.reduce((a, b) => Math.max(a, b))];
+const surer = (a, b) => heat(a.map((x, i) => (1 + x - b[i]) / 2), .65, colours.coolwarm);      // red where a is higher
+
+function click(event, drawn) {                   // both models are asked about the same pixel
+  const box = drawn.getBoundingClientRect(), share = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  const [x, y] = share.map((s, k) => Math.max(0, Math.min([picture.width, picture.height][k] - 1, Math.floor(s * [picture.width, picture.height][k]))));
+  picture.clicked = { x, y };
+  for (const view of views) view.showPixel();
+}
+
+function compare() {                             // where two answers to the same question differ
+  const [one, two] = views.map(view => view.seen), current = view => view?.picture === picture;
+  const alike = current(one) && current(two) && one.sentence === two.sentence;
+  at('between').replaceChildren(...alike ? [row(`${differing(one.mask, two.mask)} pixels differ`,
+    [figure(`${views.map(view => view.choice.value).join(' less ')}: red where the first is surer`, surer(one.probability, two.probability))])] : []);
+}
+
+function unknown() {                             // words that a model has never seen; by name, if there are two models
+  const found = views.filter(view => view.seen?.unknown.length), asked = views.filter(view => view.seen);
+  const by = view => asked.length > 1 ? ` by ${view.choice.value}` : '';
+  return found.map(view => `never seen${by(view)}: ${view.seen.unknown.join(', ')}`).join('; ');
 }
 
 async function ask() {                           // the newest question is answered; those that were typed over meanwhile are not
@@ -95,12 +180,13 @@ async function ask() {                           // the newest question is answe
   busy = true;
   while (waiting) {
     waiting = false;
-    const sentence = at('sentence').value, started = performance.now();
+    const sentence = at('sentence').value, asked = picture, started = performance.now();
     try {
-      seen = await model.look(sentence);
-      show();
-    } catch (e) { at('said').textContent = e.message; }
-    window.rrn = { model, picture, seen, milliseconds: performance.now() - started };
+      for (const view of views) await view.ask(asked, sentence);
+      tell(unknown());
+    } catch (e) { tell(e.message); }
+    compare();
+    window.rrn = { picture, seen: views.map(view => view.seen), milliseconds: performance.now() - started };
     document.body.dataset.asked = sentence;      // for who waits for the answer
   }
   busy = false;
@@ -115,8 +201,6 @@ async function take(source) {                    // a picture's file or address
   context.imageSmoothingQuality = 'high';
   context.drawImage(bitmap, 0, 0, width, height);
   picture = { data: context.getImageData(0, 0, width, height).data, width, height };
-  at('pixel').replaceChildren();
-  await model.setImage(picture.data, height, width);
 }
 
 function propose(sentences) {
@@ -140,24 +224,17 @@ async function choose() {
 async function upload() {
   const [file] = at('upload').files;
   if (!file) return;
-  try { await take(file); } catch (e) { return at('said').textContent = `${file.name} is no picture that can be read.`; }
+  try { await take(file); } catch (e) { return tell(`${file.name} is no picture that can be read.`); }
   at('picture').value = 'own';
   propose([]);
   await ask();
 }
 
-at('name').textContent = about.name;
-at('run').textContent = about.run;
-at('note').textContent = about.note;
+const [models, scenes, colours] = await Promise.all(['models.json', 'scenes.json', 'colours.json'].map(json));
+const views = [new View(models), new View(['', ...models])];
 at('picture').append(...scenes.map((scene, i) => new Option(scene.name, i)), new Option('your own ...', 'own'));
 at('picture').onchange = choose;
 at('upload').onchange = upload;
 at('sentence').oninput = ask;
-at('mask').onclick = event => {
-  const box = at('mask').firstChild.getBoundingClientRect(), share = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-  const [x, y] = share.map((s, k) => Math.max(0, Math.min([picture.width, picture.height][k] - 1, Math.floor(s * [picture.width, picture.height][k]))));
-  picture.clicked = { x, y };
-  showPixel();
-};
 await choose();
 document.body.dataset.ready = 'true';
