@@ -38,10 +38,12 @@ def label_of(run:Run) -> dict:
     return read_json(there, 'label of a model') if there.is_file() else dict(name=run.name, run=run.name)
 
 def scene_sentences(folder) -> list:
-    "A sentence about each object that can be asked for in the scene of a box; [] where there is none."
+    """The first sentence about each object that can be asked for in the scene of a box, from the model's best answer to
+    its worst by IoU; [] where there is no scene."""
     there = Path(folder)/'scene.json'
     told = read_json(there, 'scene')['asked'] if there.is_file() else []
-    return [*{t['ref_id']: t['sentence'] for t in reversed(told)}.values()][::-1]
+    first = [*{t['ref_id']: t for t in reversed(told)}.values()][::-1]
+    return [t['sentence'] for t in sorted(first, key=lambda t: t['intersection'] / max(t['union'], 1), reverse=True)]
 
 def boxes() -> dict:
     "Name -> folder of the models that come with the library."

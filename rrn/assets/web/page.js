@@ -79,9 +79,10 @@ function row(title, figures) {
 }
 
 class View {                                     // what one model says; `names` are those to choose from
-  constructor(names) {
+  constructor(label, names) {
     this.element = at('view').content.firstElementChild.cloneNode(true);
     this.choice = this.part('select');
+    this.part('.label').textContent = label;
     this.choice.append(...names.map(name => new Option(name || 'none', name)));
     this.choice.onchange = ask;
     this.part('.mask').onclick = event => click(event, this.part('.mask').firstChild);
@@ -231,7 +232,7 @@ async function upload() {
 }
 
 const [models, scenes, colours] = await Promise.all(['models.json', 'scenes.json', 'colours.json'].map(json));
-const views = [new View(models), new View(['', ...models])];
+const views = [new View('model', models), new View('beside it', ['', ...models])];
 at('picture').append(...scenes.map((scene, i) => new Option(scene.name, i)), new Option('your own ...', 'own'));
 at('picture').onchange = choose;
 at('upload').onchange = upload;
