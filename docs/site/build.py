@@ -34,13 +34,13 @@ def copy_sources(place: Path):
             shutil.copy(REPO/name, place/name)
 
 
-def add_demo(folder: Path, source: Path):
-    "Make the page that asks the library's model in a browser, and show it in the site; where that fails, say so."
+def add_demo(folder: Path, source: Path, others: list):
+    "Make the page that asks the library's model and `others` in a browser, and show it in the site; where that fails, say so."
     from rrn.common.core import RRNError
     try:
         from rrn.experiments.export import export_page
-        from rrn.predict import Predictor
-        export_page(Predictor.from_pretrained('shapes-unc', device='cpu'), folder)
+        from rrn.experiments.package import open_predictor
+        export_page([open_predictor(name, 'cpu') for name in ['shapes-unc', *others]], folder)
         shown = '<iframe src="../../../demo/index.html" title="the model in this page" class="demo"></iframe>'
     except (ImportError, RRNError) as e:
         print(f'the browser demo is left out: {e}', file=sys.stderr)
@@ -52,11 +52,12 @@ def add_demo(folder: Path, source: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=REPO/'build'/'site', help='folder; the pages are in its html/')
+    parser.add_argument('--beside', nargs='*', default=[], help="runs, folders or hub's ids: more models for the demo")
     args = parser.parse_args()
     source, pages = args.out/'source', args.out/'html'
     copy_sources(source)
     shutil.rmtree(pages, ignore_errors=True)
-    add_demo(pages/'demo', source)
+    add_demo(pages/'demo', source, args.beside)
     sphinx = [sys.executable, '-m', 'sphinx', '-b', 'html', '-W', '--keep-going', '-q', '-j', 'auto', '-c', REPO/'docs'/'site']
     done = subprocess.run([*sphinx, '-d', args.out/'doctrees', source, pages])
     if done.returncode:
