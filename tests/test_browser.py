@@ -128,6 +128,20 @@ def test_the_start_page_looks_as_before(browser, site, tmp_path, name, width):
     page.close()
 
 
+@pytest.mark.parametrize('width', [1300, 400])
+def test_the_demo_answers_inside_the_site(browser, site, width):
+    page, wrong = opened(browser, f'{site}/docs/site/pages/demo.html', width)
+    demo = page.frame_locator('iframe.demo')
+    if not demo.owner.count(): pytest.skip('the site was built without the demo: it needs npm and onnx')
+    demo.locator('body[data-ready]').wait_for(timeout=60_000)
+    demo.locator('#sentence').fill('left zebra')
+    demo.locator('#said >> text=never seen: zebra').wait_for()
+    assert demo.locator('.mask canvas').is_visible() and demo.locator('html').evaluate("e => e.scrollWidth <= e.clientWidth")
+    keep(page, f'demo-{width}')
+    assert page.evaluate('document.scrollingElement.scrollWidth') <= width and wrong == []
+    page.close()
+
+
 # ---- the page that asks a model --------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
@@ -342,6 +356,14 @@ def test_the_explorer_answers_what_is_typed(browser, lab, tmp_path):
     assert faults_in(page) == []
     picture.evaluate("picture => picture.scrollIntoView({ block: 'center' })")
     looks_as_before(page, 'explorer', tmp_path)
+    page.locator('.widget-dropdown select').nth(2).select_option('shapes-unc')
+    page.wait_for_selector('.rrn-pictures >> text=0 pixels differ', timeout=60_000)
+    Image.fromarray(np.full((90, 160, 3), 200, np.uint8)).save(tmp_path/'own.png')
+    with page.expect_file_chooser() as chooser: page.locator('.widget-upload').click()
+    chooser.value.set_files(tmp_path/'own.png')
+    page.wait_for_function("() => document.querySelector('img[alt^=\"the picture with the mask\"]').naturalWidth === 160", timeout=60_000)
+    assert faults_in(page) == []
+    keep(page, 'explorer-own')
     close(page)
 
 

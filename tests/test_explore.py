@@ -136,6 +136,8 @@ def test_two_models_side_by_side(trained):
     assert e.between.value == '' and shown(e.views[1]) == ('', '')
     e.views[1].model.value = 'two'
     assert 'pixels differ' in e.between.value and '>i_1' in e.views[0].inside.value and '>i_1' not in e.views[1].inside.value
+    e.sentence.value = 'left zebra'
+    assert 'never seen by one: zebra; never seen by two: zebra' in e.said.value
     e.views[1].model.value = None
     assert e.between.value == '' and shown(e.views[1]) == ('', '')
 

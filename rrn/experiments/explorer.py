@@ -152,8 +152,14 @@ class Explorer:
             for view in self.views: view.ask(self.image, self.sentence.value)
             self.between.value = self.comparison()
         except RRNError as e: return self.tell(str(e))
-        unknown = self.views[0].seen.answer.unknown
-        self.tell(f"never seen: {', '.join(unknown)}" if unknown else '')
+        self.tell(self.unknown())
+
+    def unknown(self) -> str:
+        "Words that a model has never seen; by its name, if there are two."
+        asked = [view for view in self.views if view.seen]
+        by = lambda view: f' by {view.model.value}' if len(asked) > 1 else ''
+        return '; '.join(f"never seen{by(view)}: {', '.join(view.seen.answer.unknown)}" for view in asked
+                         if view.seen.answer.unknown)
 
     def comparison(self) -> str:
         "Where two models differ, as HTML; '' for one."
