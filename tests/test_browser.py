@@ -362,6 +362,7 @@ def test_the_explorer_answers_what_is_typed(browser, lab, tmp_path):
     with page.expect_file_chooser() as chooser: page.locator('.widget-upload').click()
     chooser.value.set_files(tmp_path/'own.png')
     page.wait_for_function("() => document.querySelector('img[alt^=\"the picture with the mask\"]').naturalWidth === 160", timeout=60_000)
+    page.locator('.widget-toggle-buttons').wait_for(state='hidden')       # what was proposed for the scene
     assert faults_in(page) == []
     keep(page, 'explorer-own')
     close(page)

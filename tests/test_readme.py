@@ -1,11 +1,14 @@
 """What README says is true: its numbers are those of the records, its notebooks and files exist."""
+import json
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 from rrn.common.core import read_json
 from rrn.experiments.benchmark import speed_text
@@ -72,6 +75,14 @@ def test_the_first_screen():
     for part in ('![', '    pip install .\n    rrn predict scene', '<!-- findings', 'uv run papermill nbs/train.ipynb out.ipynb', 'uv run nbdev_test && uv run pytest'):
         assert part in screen, part
     assert len(TEXT.splitlines()) <= 100
+
+
+def test_the_container_does_what_is_said():
+    "A devcontainer sets itself up, trains and tests by the commands of README, on a Python that the package takes."
+    container = json.loads((REPO/'.devcontainer'/'devcontainer.json').read_text())
+    for step in ('postCreateCommand', 'postAttachCommand'): assert f'\n    {container[step]}\n' in TEXT
+    takes = tomllib.loads((REPO/'pyproject.toml').read_text())['project']['requires-python']
+    assert SpecifierSet(takes).contains(container['image'].rpartition(':')[2])
 
 
 def test_no_paths_of_a_machine():
