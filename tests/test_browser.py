@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pytest
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
 from rrn.common.core import RRNError
@@ -370,7 +371,7 @@ def test_the_explorer_answers_what_is_typed(browser, lab, tmp_path):
 
 def with_parameters(path, **values):
     "Put a cell with parameters behind the notebook's own, as papermill does."
-    nbformat.write(parameterize_notebook(nbformat.read(path, as_version=4), values), path)
+    nbformat.write(parameterize_notebook(load_notebook_node(str(path)), values), path)
 
 
 @pytest.mark.timeout(1800)

@@ -152,7 +152,8 @@ def about(predictor) -> dict:
     c, run = predictor.model.config, predictor.run
     states = names_of_states(c, 1 + len(c.pyramid.split(',')) + (c.start == 'zero') if c.pyramid else 1)
     drawn = c.dataset.startswith('shapes-')
-    return dict(label_of(run) if run else dict(name=name_of(predictor), run=''), image_size=c.image_size, max_words=min(c.max_words, MOST_WORDS),
+    label = label_of(run) if run else dict(name=name_of(predictor), run='never recorded')
+    return dict(label, image_size=c.image_size, max_words=min(c.max_words, MOST_WORDS),
                 words=list(predictor.vocabulary.words), tokenizer=predictor.vocabulary.tokenizer,
                 threshold=predictor.threshold, states=states, gates=names_of_gates(predictor),
                 note='It knows scenes drawn by code, not photographs.' if drawn else '')
@@ -209,8 +210,8 @@ def by_name(predictors) -> dict:
     for predictor in predictors:
         name = check_run_name(name_of(predictor))
         if name in found:
-            raise RRNError(f"two models are called {name!r}, and a page tells them apart by their names. Leave one out, "
-                           "or give it another name: Predictor.from_pretrained(MODEL).save(FOLDER, name=NAME).")
+            raise RRNError(f"two models are called {name!r}, and a page tells them apart by their names. Leave one "
+                           "out, or give it another name: Predictor.from_pretrained(MODEL).save(FOLDER, name=NAME).")
         found[name] = predictor
     return found
 
