@@ -139,7 +139,7 @@ class Explorer:
             elif not self.upload.value: raise RRNError("there is no picture of your own yet: upload one.")
             else: self.image = for_the_screen(read_upload(self.upload.value[-1]))
             self.others.options, self.others.value = proposals, None
-            self.others.layout.display = None if proposals else 'none'       # a browser keeps old buttons if there are no new
+            self.others.layout.display = None if proposals else 'none'   # browsers keep old buttons if no new ones come
             self.sentence.value = sentence or (proposals[0] if proposals else self.sentence.value)
         except RRNError as e: return self.tell(str(e))
         finally: self.waits = False
