@@ -22,7 +22,7 @@ def words_first(words   # (S, T) int64, 0 is padding
 # %% ../nbs/1_paper/03_fusion.ipynb #3d0ee926
 class WordLSTM(nn.LSTM):
     "An LSTM that computes in 32 bits also where the rest of the network computes in bf16 (autocast)."
-    @torch.compiler.disable                                     # PyTorch compiles no LSTM; the rest is compiled around it
+    @torch.compiler.disable                          # PyTorch compiles no LSTM; the rest is compiled around it
     def forward(self, x, hx=None):                              # (S, T, embed_dim)
         with torch.autocast(x.device.type, enabled=False): return super().forward(x, hx)
 
