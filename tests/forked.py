@@ -4,6 +4,7 @@ A new Python takes seconds of computing until PyTorch, timm and Jupyter are ther
 `subprocess.run`, and conftest.py puts `kernel` in the place of what starts kernels. A test of the interpreter itself (other
 hashes of strings, a module that is missing, warnings) starts a new one all the same."""
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -71,4 +72,6 @@ def run(words, cwd=None, env=None) -> subprocess.CompletedProcess:
 
 def kernel(command, env=None, cwd=None, **ignored) -> Forked:
     "`jupyter_client.launcher.launch_kernel`; the kernel ends with the server, and that with the tests."
-    return Forked([*command[1:], f'--IPKernelApp.parent_handle={multiprocessing.forkserver._forkserver._forkserver_pid}'], cwd, env)
+    multiprocessing.forkserver.ensure_running()                        # before the first process, it has no id yet
+    server_id = multiprocessing.forkserver._forkserver._forkserver_pid
+    return Forked([*command[1:], f'--IPKernelApp.parent_handle={server_id}'], cwd, env)
