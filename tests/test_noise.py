@@ -13,7 +13,8 @@ from rrn.data.shapes import write_refer
 from rrn.experiments.jobs import open_job, run_job, training_samples
 from rrn.evaluate import evaluate
 from rrn.experiments.matrix import given_matrix, NOISE_SYSTEMS
-from rrn.experiments.noisy import changes_of, noise_claims, noise_page, noise_scores, noisy_name, write_noise
+from rrn.experiments.noisy import (changes_of, NOISE_PAIRS, noise_claims, noise_page, noise_scores, noisy_name,
+                                   write_noise)
 from rrn.experiments.record import add_metrics, data_fingerprint, run_name
 from rrn.model import Config, NOISES, preset
 from rrn.text import Vocabulary
@@ -152,16 +153,16 @@ def trained(root, tmp_path_factory):
 
 def test_the_page_has_what_is_on_record(trained):
     scores, claims, page = noise_scores(trained), noise_claims(trained), noise_page(trained)
-    assert set(zip(scores.kind, scores.share)) == {('none', 0.), ('flip', .24)} and set(scores.seeds) == {2} and len(scores) == 6
-    assert set(zip(claims.kind, claims.share)) == {('none', 0.), ('flip', .24)} and len(claims) == 6
+    assert set(zip(scores.kind, scores.share)) == {('none', 0.), ('flip', .24)} and set(scores.seeds) == {2} and len(scores) == 2 * len(NOISE_SYSTEMS)
+    assert set(zip(claims.kind, claims.share)) == {('none', 0.), ('flip', .24)} and len(claims) == 2 * len(NOISE_PAIRS)
     assert '| flip | 24 % | LSTM above plain |' in page and 'No run is on record' not in page
 
 
 def test_a_change_of_verdict_is_named_with_its_share():
     verdicts = {('none', 0.): 'confirmed', ('flip', .05): 'confirmed', ('flip', .24): 'undecided', ('flip', .1): 'contradicted', ('swap', .1): 'confirmed'}
     table = pd.DataFrame([dict(kind=k, share=s, claim='A above B', verdict=v) for (k, s), v in verdicts.items()])
-    assert changes_of(table) == ['A above B, flip: confirmed without noise, contradicted from 10 % on',
-                                 'A above B, swap: confirmed without noise, at all shares']
+    assert changes_of(table) == ['A above B, flip: confirmed without noise, confirmed at 5 %, contradicted at 10 %, undecided at 24 %',
+                                 'A above B, swap: confirmed without noise, confirmed at 10 %']
     assert changes_of(table[table.kind != 'none']) == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from ..common.core import whole_file
 from .claims import claim, claims_table, our_text
-from .matrix import at_noise, given_matrix, Matrix, NOISE_RATES, NOISE_SYSTEMS
+from .matrix import ALL_SYSTEMS, at_noise, given_matrix, Matrix, NOISE_RATES, NOISE_SYSTEMS
 from .report import markdown, render
 from .tables import results
 from ..model import NOISES
@@ -19,7 +19,8 @@ from ..model import NOISES
 # %% ../../nbs/3_experiments/21_noisy.ipynb #7f18d144
 NOISE_PAIRS = {'LSTM above plain': ('row12-gates-cell', 'row5-norm', 'more'),
                'LSTM above RNN': ('row12-gates-cell', 'row9-norm', 'more'),
-               'RNN and plain the same': ('row9-norm', 'row5-norm', 'same')}
+               'RNN and plain the same': ('row9-norm', 'row5-norm', 'same'),
+               'plain above no refinement': ('row5-norm', 'row2', 'more')}
 
 def noise_levels() -> list:
     "[(kind, share)], the clean labels first as ('none', 0)."
@@ -50,13 +51,12 @@ def noise_claims(matrix:Matrix) -> pd.DataFrame:
 
 # %% ../../nbs/3_experiments/21_noisy.ipynb #b24bd7ff
 def changes_of(table:pd.DataFrame) -> list:
-    "['LSTM above plain, flip: confirmed without noise, undecided from 10 % on', ...]; [] without clean runs."
+    "['LSTM above plain, flip: confirmed without noise, undecided at 24 %', ...]; [] without clean runs."
     found = []
     clean = table[table.kind == 'none'].set_index('claim').verdict if len(table) else {}
     for (said, kind), lines in table[table.kind != 'none'].groupby(['claim', 'kind'], sort=False) if len(table) else ():
         if said not in clean: continue
-        other = lines[lines.verdict != clean[said]].sort_values('share')
-        then = f'{other.verdict.iloc[0]} from {100 * other.share.iloc[0]:g} % on' if len(other) else 'at all shares'
+        then = ', '.join(f'{r.verdict} at {100 * r.share:g} %' for r in lines.sort_values('share').itertuples())
         found.append(f'{said}, {kind}: {clean[said]} without noise, {then}')
     return found
 
@@ -64,11 +64,12 @@ def noise_page(matrix:Matrix) -> str:
     "`noise.md`: scores by kind and share, the comparisons, and where a verdict changes."
     scores, table = noise_scores(matrix), noise_claims(matrix)
     cell = lambda r: f'{r.overall_iou:.1f} [{r.low:.1f}–{r.high:.1f}] ({r.seeds})'
-    text = scores.assign(text=[cell(r) for r in scores.itertuples()])
-    by_system = text.pivot(index=['kind', 'share'], columns='system', values='text').fillna('') if len(text) else text
+    text = scores.assign(text=[cell(r) for r in scores.itertuples()], system=[ALL_SYSTEMS[s].name for s in scores.system])
+    by_system = text.pivot(index=['kind', 'share'], columns='system', values='text').fillna('').reset_index()
+    by_system['share'] = [f'{100 * share:g} %' for share in by_system.share]
     rows = [[r.kind, f'{100 * r.share:g} %', r.claim, our_text(r), r.verdict] for r in table.itertuples()]
     compared = pd.DataFrame(rows, columns=['kind', 'share', 'claim', 'points', 'verdict'], dtype=object)
-    return render('noise.md', matrix=matrix, scores=markdown(by_system.reset_index(), digits=2) if len(text) else '',
+    return render('noise.md', matrix=matrix, scores=markdown(by_system) if len(text) else '',
                   compared=markdown(compared) if rows else '', changes=changes_of(table),
                   steps=matrix.configuration('row5-norm', matrix.main_dataset, 0).iterations)
 
