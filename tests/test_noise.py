@@ -13,8 +13,8 @@ from rrn.data.shapes import write_refer
 from rrn.experiments.jobs import open_job, run_job, training_samples
 from rrn.evaluate import evaluate
 from rrn.experiments.matrix import given_matrix, NOISE_SYSTEMS
-from rrn.experiments.noisy import (changes_of, NOISE_PAIRS, noise_claims, noise_page, noise_scores, noisy_name,
-                                   write_noise)
+from rrn.experiments.noisy import (changes_of, NOISE_PAIRS, noise_claims, noise_page, noise_scores, noise_sentence,
+                                   noisy_name, write_noise)
 from rrn.experiments.record import add_metrics, data_fingerprint, run_name
 from rrn.model import Config, NOISES, preset
 from rrn.text import Vocabulary
@@ -164,6 +164,9 @@ def test_a_change_of_verdict_is_named_with_its_share():
     assert changes_of(table) == ['A above B, flip: confirmed without noise, confirmed at 5 %, contradicted at 10 %, undecided at 24 %',
                                  'A above B, swap: confirmed without noise, confirmed at 10 %']
     assert changes_of(table[table.kind != 'none']) == []
+    assert noise_sentence(table) == ('With 24 % of the training targets wrong, the verdict is another one in 1 of 1 '
+                                     'comparisons: A above B (flip: undecided).')
+    assert noise_sentence(table[table.kind != 'none']) == noise_sentence(table[:0]) == ''
 
 
 def test_without_records_there_is_a_page_that_says_so(tmp_path):

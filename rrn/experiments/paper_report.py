@@ -28,6 +28,7 @@ from .deviations import DEVIATIONS
 from .exam import EXAMS, published_scores, skills_sentence
 from .factors import FACTOR_CLAIMS
 from .matrix import given_matrix, record_state, report_place
+from .noisy import noise_claims, noise_sentence
 from .record import published_runs
 from .report import markdown, render
 from ..model import preset
@@ -233,6 +234,7 @@ def report_page(tables=None) -> str:
                   pyramid=dict(sentence=pyramid_sentence(claims)), others=other_lines(claims),
                   answer=gates_answer(made_table('factor-differences.csv', tables), made_table('factors.csv', tables)),
                   exams={p: (EXAMS[p], skills_sentence(found)) for p, found in taken.items() if found is not None},
+                  noise=noise_sentence(noise_claims(given_matrix('noise'))),
                   objections=objections(claims, photographs, small, paper, made, wanted))
 
 def scene_sizes() -> str:
