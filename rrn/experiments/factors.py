@@ -72,7 +72,8 @@ def factor_line(matrix:Matrix, system, dataset, split) -> dict:
     if not found: return {}
     norm = 'gates and cell' if c.update == 'released_lstm' else NORMALISATIONS[c.normalise]
     interval = found.interval()
-    own = dict(system=system, structure=STRUCTURE_NAMES[c.update], normalisation=norm)
+    structure = matrix.systems[system].name if c.blind else STRUCTURE_NAMES[c.update]
+    own = dict(system=system, structure=structure, normalisation=norm)
     score = dict(overall_iou=interval.value, low=interval.low, high=interval.high)
     return own | dict(data=f'{kind_of(dataset)} {split}', steps=c.iterations, seeds=len(found.runs)) | score
 

@@ -6,10 +6,10 @@
 __all__ = ['mistune', 'MAIN', 'BARE_KEY', 'NORMALISED_KEY', 'CELL_KEY', 'MIXED', 'NORM_HELPS', 'OPEN', 'ANSWERS', 'AS_WRITTEN',
            'COMPARISONS', 'NUMBERED', 'MAIN_CLAIMS', 'OTHERS', 'COST_FILE', 'BROWSERS', 'REPORT_PARTS',
            'CLAIM_MATRICES', 'made_table', 'line_of', 'on_splits', 'verdict_words', 'verdict_of', 'answer_headline',
-           'answer_lines', 'factors_short', 'gates_numbers', 'gates_answer', 'main_claims', 'counted',
-           'share_of_first_map', 'pyramid_sentence', 'other_lines', 'runs_on_record', 'cost_sentence_of_reports',
-           'objections', 'report_page', 'scene_sizes', 'report_html', 'write_report', 'print_pdf', 'findings',
-           'make_pages', 'remake_tables', 'make_parts', 'main', 'keep_cost']
+           'answer_lines', 'factors_short', 'gates_on_photographs', 'gates_numbers', 'gates_answer', 'main_claims',
+           'counted', 'share_of_first_map', 'pyramid_sentence', 'other_lines', 'runs_on_record',
+           'cost_sentence_of_reports', 'objections', 'report_page', 'scene_sizes', 'report_html', 'write_report',
+           'print_pdf', 'findings', 'make_pages', 'remake_tables', 'make_parts', 'main', 'keep_cost']
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #0583fce4
 import os, shutil, subprocess, sys, tempfile, time
@@ -26,7 +26,7 @@ from .claims import (CLAIM_VERDICTS, CLAIMS, LEAST_SEEDS, LEVEL, NO_VERDICTS, ou
 from .crate import describe_reports, PUBLISHED_TABLES, write_some_tables
 from .deviations import DEVIATIONS
 from .exam import EXAMS, published_scores, skills_sentence
-from .factors import FACTOR_CLAIMS
+from .factors import FACTOR_CLAIMS, factor_differences
 from .matrix import given_matrix, record_state, report_place
 from .noisy import noise_claims, noise_sentence
 from .record import published_runs
@@ -116,6 +116,12 @@ def factors_short(scores:pd.DataFrame) -> str:
 
 NUMBERED = {BARE_KEY: 'as the equations stand', MIXED: "with the program's normalised cell",
             NORMALISED_KEY: 'once every structure is normalised'}
+
+def gates_on_photographs() -> str:
+    "What gates bring on photographs, every structure normalised, split by split; '' if that is not on record."
+    table = factor_differences(given_matrix('factors-photographs'))
+    lines = table[(table.key == NORMALISED_KEY) & table.ours.notna()]
+    return ', '.join(f'{our_text(line)} ({line.data}, {line.verdict})' for line in lines.itertuples())
 
 def gates_numbers(differences:pd.DataFrame) -> str:
     "The LSTM less the plain structure in points, as the equations have it and normalised; '' where nothing is there."
@@ -234,7 +240,7 @@ def report_page(tables=None) -> str:
                   pyramid=dict(sentence=pyramid_sentence(claims)), others=other_lines(claims),
                   answer=gates_answer(made_table('factor-differences.csv', tables), made_table('factors.csv', tables)),
                   exams={p: (EXAMS[p], skills_sentence(found)) for p, found in taken.items() if found is not None},
-                  noise=noise_sentence(noise_claims(given_matrix('noise'))),
+                  noise=noise_sentence(noise_claims(given_matrix('noise'))), photographed=gates_on_photographs(),
                   objections=objections(claims, photographs, small, paper, made, wanted))
 
 def scene_sizes() -> str:
@@ -287,7 +293,7 @@ def findings(record:dict,      # of a run with the control '(shuffled)', as `rea
     page = render('findings.md', answer=answer, pyramid=pyramid_sentence(claims),
                   first=share_of_first_map(claims), matrix=matrix, config=record['config'],
                   steps=preset('paper').iterations, made=made, wanted=len(paper.cells()),
-                  own=metrics[key]['overall_iou'],
+                  own=metrics[key]['overall_iou'], photographed=gates_on_photographs(),
                   shuffled=metrics[f'{key} (shuffled)']['overall_iou'])
     return page.rstrip()
 
