@@ -178,7 +178,7 @@ def test_both_exams_stand_beside_the_claims(taken, monkeypatch):
     told = told.assign(**{'points, both low': [30., 10.], 'guess, both': 25.})
     names = dict(scenes='row5-norm-shapes-unc', photographs='coco-mini-row12-released-unc')
     found = {kind: told.assign(system=names[kind]) for kind in taken}
-    for place in (claim_pages, paper_report): monkeypatch.setattr(place, 'published_scores', found.get)
+    for place in (claim_pages, paper_report): monkeypatch.setattr(place, 'published_exams', lambda: found)
     index = claim_pages.claims_index(given_matrix(), pd.DataFrame(columns=['ours', 'key']))
     report = paper_report.report_page()
     for kind, row, link, line in (('scenes', '| plain, normalised | 1 of 2 | class (no rivals) |', 'exam/exam.md', '- [Exam]('),

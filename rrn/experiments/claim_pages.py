@@ -18,7 +18,7 @@ from ..common.core import files_at_rest, repo_root, whole_file
 from ..common.viz import Picture
 from .claims import (Claim, claim_terms, CLAIMS, claims_table, counted_verdicts, first_line, our_terms,
                                     our_text, paper_text, SMALLEST_DIFFERENCE, verdict_text)
-from .exam import EXAMS, published_scores, skills_summary
+from .exam import EXAMS, published_exams, skills_summary
 from .matrix import kind_of, Matrix, report_place
 from .record import published_run, rows_file, Run
 from .report import markdown, render
@@ -153,8 +153,8 @@ def claims_index(matrix:Matrix, table:pd.DataFrame) -> str:
         rows.append([first.section, f'[{first.claim}]({key}.md)', first.data, paper_text(first), our_text(first),
                      counted_verdicts(lines)])
     heads = ['section', 'claim', 'first on', 'paper', 'ours', 'verdicts']
-    taken = {} if matrix.subfolder else {pictures: published_scores(pictures) for pictures in EXAMS}
-    heard = {pictures: skills_summary(scores) for pictures, scores in taken.items() if scores is not None}
+    taken = {} if matrix.subfolder else published_exams()
+    heard = {pictures: skills_summary(scores) for pictures, scores in taken.items()}
     return render('claims_index.md', matrix=matrix, table=markdown(pd.DataFrame(rows, columns=heads, dtype=object)),
                   heard=heard, exams=EXAMS)
 

@@ -8,7 +8,7 @@ __all__ = ['SCORED', 'SCORE_FIELDS', 'QUESTIONS_FILE', 'KEPT_TRUTHS', 'MARKERS',
            'check_answers', 'RunModel', 'system_name', 'examined_run', 'given_model', 'write_questions',
            'answers_in_files', 'sized', 'as_bits', 'from_bits', 'kept_answers', 'read_answers', 'beside_kept',
            'by_system', 'skill_title', 'cell_of', 'skills_table', 'all_scores_of', 'exam_page', 'draw_exam',
-           'write_exam', 'published_scores', 'skills_heard', 'shown_system', 'listed', 'skills_summary',
+           'write_exam', 'published_exams', 'skills_heard', 'shown_system', 'listed', 'skills_summary',
            'skills_sentence', 'examine_all', 'main']
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #9b2540e8
@@ -307,10 +307,10 @@ def write_exam(exam:Exam, answers:list, folder, name=EXAMS['scenes'], notes=()):
     write_json(folder/f'{name}.json', dict(exam=exam.name, code=code_version(), answers=kept_answers(answers)))
 
 # %% ../../nbs/3_experiments/20_exam.ipynb #e1d40001
-def published_scores(pictures='scenes'):
-    "The scores of the exam in reports/exam that is on `pictures`, a key of `EXAMS`; None if there is none."
-    path = repo_root()/'reports'/'exam'/f'{EXAMS[pictures]}.csv'
-    return pd.read_csv(path) if path.exists() else None
+def published_exams() -> dict:
+    "The scores of the exams in reports/exam by their pictures, keys of `EXAMS`; those that were taken."
+    paths = {pictures: repo_root()/'reports'/'exam'/f'{name}.csv' for pictures, name in EXAMS.items()}
+    return {pictures: pd.read_csv(path) for pictures, path in paths.items() if path.exists()}
 
 def skills_heard(scores:pd.DataFrame) -> dict:
     """{system: (skills whose pairs it passes more often than guessing would, the other skills)} of an `exam.csv`: those

@@ -77,7 +77,7 @@ def noise_page(matrix:Matrix) -> str:
     cell = lambda r: f'{r.overall_iou:.1f} [{r.low:.1f}–{r.high:.1f}] ({r.seeds})'
     names = [ALL_SYSTEMS[s].name for s in scores.system]
     text = scores.assign(text=[cell(r) for r in scores.itertuples()], system=names)
-    by_system = text.pivot(index=['kind', 'share'], columns='system', values='text').fillna('').reset_index()
+    by_system = text.pivot(index=['share', 'kind'], columns='system', values='text').fillna('').reset_index()
     by_system['share'] = [f'{100 * share:g} %' for share in by_system.share]
     rows = [[r.kind, f'{100 * r.share:g} %', r.claim, our_text(r), r.verdict] for r in table.itertuples()]
     compared = pd.DataFrame(rows, columns=['kind', 'share', 'claim', 'points', 'verdict'], dtype=object)

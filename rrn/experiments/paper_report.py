@@ -25,7 +25,7 @@ from .claims import (CLAIM_VERDICTS, CLAIMS, LEAST_SEEDS, LEVEL, NO_VERDICTS, ou
                                     SAME_VERDICT, SMALLEST_DIFFERENCE)
 from .crate import describe_reports, PUBLISHED_TABLES, write_some_tables
 from .deviations import DEVIATIONS
-from .exam import EXAMS, published_scores, skills_sentence
+from .exam import EXAMS, published_exams, skills_sentence
 from .factors import FACTOR_CLAIMS, factor_differences
 from .matrix import given_matrix, record_state, report_place
 from .noisy import noise_claims, noise_sentence
@@ -232,14 +232,13 @@ def report_page(tables=None) -> str:
     small, paper, matrix = preset('small'), preset('paper'), given_matrix('paper')
     made = sum(record_state(matrix, cell) != 'missing' for cell in matrix.cells())
     wanted, compared = len(matrix.cells()), claims.ours.notna().sum()
-    taken = {pictures: published_scores(pictures) for pictures in EXAMS}
     return render('report.md', small=small, paper=paper, published=made, wanted=wanted, main=MAIN, least=LEAST_SEEDS,
                   level=LEVEL, margin=SMALLEST_DIFFERENCE, deviations=len(DEVIATIONS), note=given_matrix().note,
                   runs=runs_on_record(), cost=cost_sentence_of_reports(), sizes=scene_sizes(),
                   counts=dict(n=compared, text=counted(claims)), claims=main_claims(claims, photographs),
                   pyramid=dict(sentence=pyramid_sentence(claims)), others=other_lines(claims),
                   answer=gates_answer(made_table('factor-differences.csv', tables), made_table('factors.csv', tables)),
-                  exams={p: (EXAMS[p], skills_sentence(found)) for p, found in taken.items() if found is not None},
+                  exams={p: (EXAMS[p], skills_sentence(found)) for p, found in published_exams().items()},
                   noise=noise_sentence(noise_claims(given_matrix('noise'))), photographed=gates_on_photographs(),
                   objections=objections(claims, photographs, small, paper, made, wanted))
 
