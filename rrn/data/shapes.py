@@ -631,7 +631,7 @@ def ensure(kind:str,      # 'unc', 'unc+', 'gref' or 'referit'
     write = write_referit if family == 'referit' else write_refer
     there = lambda: read_stamp(root, family) == stamp_of(seed, sizes, drawing)
     if there(): return root
-    with locked(root):
+    with locked(root, math.inf):                   # of runs that start at once, one draws while others wait
         remove_leftovers(root)                     # what a killed drawing was writing
         if not there(): write(root, seed, sizes, drawing=drawing, **how)
     return root

@@ -17,7 +17,7 @@ __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'SECOND_LINES', 'SECOND_SYSTEMS', 'ABLAT
            'draw_scenes', 'run_step', 'evaluate_on_people', 'make_report', 'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
-import contextlib, functools, hashlib, importlib.util, json, math, os, re, subprocess, sys, tempfile
+import contextlib, functools, hashlib, importlib.util, json, os, re, subprocess, sys, tempfile
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from ..common.command import as_command, typed_settings
-from ..common.core import locked, need_checkout, one_of, read_once, repo_root, RRNError, whole_file
+from ..common.core import need_checkout, one_of, read_once, repo_root, RRNError, whole_file
 from ..data.datasets import READERS
 from ..data.shapes import ensure
 from .jobs import evaluate_splits, open_evaluation
@@ -547,12 +547,11 @@ def split_settings(settings:dict) -> tuple:
     return of_matrix, WORKFLOW | {k: v for k, v in settings.items() if k in WORKFLOW}
 
 def draw_scenes(matrix:Matrix, cell:Cell):
-    "Draw the embedded scenes of a run if they are not there; of runs that start at once, one draws while others wait."
+    "Draw the embedded scenes of a run if they are not there."
     drawn = matrix.scenes or not matrix.data_root
     if not drawn or not cell.config.dataset.startswith('shapes-'): return
     root = repo_root()/matrix.data_root if matrix.data_root else None
-    with locked(repo_root()/'data', math.inf, '.scenes.lock'):
-        ensure(kind_of(cell.config.dataset), root, **matrix.scenes)
+    ensure(kind_of(cell.config.dataset), root, **matrix.scenes)
 
 def run_step(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
     "Train or evaluate the run called `name`, unless that is done. Raises `RRNError` if there is none, or if it fails."
