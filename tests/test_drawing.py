@@ -1,4 +1,6 @@
 """The knobs of the embedded scenes: the usual ones change no bit, others are in the stamp and in the data's fingerprint."""
+import subprocess
+import sys
 import hashlib
 import pytest
 from rrn.common.core import derived_rng, read_json, RRNError
@@ -65,3 +67,11 @@ def test_other_drawings_have_targets_that_can_be_described(drawing):
     asked = [(s, i) for s in scenes for i in targets(s)]
     said = [describe(derived_rng(1, i), s.things[i], s.things, 'unc') for s, i in asked]
     assert len(asked) > 30 and sum(map(bool, said)) > 20
+
+
+def test_of_two_that_start_at_once_one_draws_and_the_other_waits(tmp_path):
+    sizes = dict(train=40, val=4, testA=4, testB=4)
+    draw = f"from rrn.data.shapes import ensure; ensure('unc', {str(tmp_path/'set')!r}, sizes={sizes}, workers=1)"
+    both = [subprocess.Popen([sys.executable, '-c', draw], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
