@@ -6,7 +6,8 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 from rrn.experiments.claim_pages import claim_files, claims_place
-from rrn.experiments.matrix import given_matrix
+from rrn.experiments.depth import depth_differences
+from rrn.experiments.matrix import given_matrix, PAGES as ANSWERS
 from rrn.experiments.paper_report import CLAIM_MATRICES
 
 REPO = Path(__file__).resolve().parents[1]
@@ -23,15 +24,16 @@ def links(page):
 
 @pytest.mark.parametrize('name', SHOWN)
 def test_pages_are_those_of_the_records(name):
-    matrix = given_matrix(name)
-    made = claim_files(matrix, CLAIM_MATRICES[name])
+    matrix, together = given_matrix(name), depth_differences()
+    judged = together[together.knob == name.removeprefix('depth-')] if name in ANSWERS['depth'] else None
+    made = claim_files(matrix, CLAIM_MATRICES[name], judged)
     kept = {path.name: path.read_bytes() for path in claims_place(matrix).glob('*.*')}
     assert set(made) == set(kept), 'run rrn report pages'
     for file in made: assert made[file] == kept[file], f'{file}: run rrn report pages'
 
 
 def test_every_link_leads_to_a_file():
-    pages = [*PAGES.rglob('*.md'), *(REPO/'reports'/'tables').rglob('claims.md'), REPO/'reports'/'report.md']
+    pages = [*PAGES.rglob('*.md'), *(REPO/'reports'/'tables').rglob('*.md'), REPO/'reports'/'report.md']
     assert len(pages) > 20
     for page in pages:
         for link in links(page): assert link.exists(), (page, link)
@@ -46,6 +48,18 @@ def test_two_clicks_from_a_verdict_to_its_rows():
         for run in line.runs.split():
             assert any(link.parent.name == run and link.name == 'config.json' for link in second), (line.key, run)
             assert any(link.parent.parent.name == run and link.name.endswith('.csv.gz') for link in second), (line.key, run)
+
+
+@pytest.mark.parametrize('page', ANSWERS)
+def test_every_line_of_the_answer_has_a_page_with_its_verdict(page):
+    "factors.md, depth.md and noise.md: difference and verdict stand on the page that a line links to, with the runs."
+    lines = [line for line in (REPO/'reports'/'tables'/f'{page}.md').read_text().splitlines() if '](../claims/' in line]
+    assert len(lines) > 10
+    for line in lines:
+        verdict, difference = line.split('|')[-2].strip(), re.search(r'[+-][0-9.]+ \[[^]]+ to [^]]+\]', line)[0]
+        text = (REPO/'reports'/'tables'/re.search(r'\]\(([^)]+)\)', line)[1]).read_text()
+        assert any(difference in row and verdict in row for row in text.splitlines()), line
+        assert 'config.json' in text and '.csv.gz' in text, line
 
 
 def test_pictures_are_light():

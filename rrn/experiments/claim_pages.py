@@ -19,7 +19,7 @@ from ..common.viz import Picture
 from .claims import (Claim, claim_terms, CLAIMS, claims_table, counted_verdicts, first_line, our_terms,
                                     our_text, paper_text, SMALLEST_DIFFERENCE, verdict_text)
 from .exam import EXAMS, published_exams, skills_summary
-from .matrix import kind_of, Matrix, report_place
+from .matrix import kind_of, Matrix, PAGES, report_place
 from .record import published_run, rows_file, Run
 from .report import markdown, render
 from .tables import signed_sum
@@ -137,8 +137,9 @@ def claim_page(c:Claim, matrix:Matrix, lines:pd.DataFrame, terms:dict, place:Pat
 
 def all_claims(matrix:Matrix, place:Path) -> str:
     "The page with the table of a matrix's claims, as a link from the folder `place`."
-    if matrix.asked: return os.path.relpath(repo_root()/'reports'/'tables'/'factors.md', place)
-    return os.path.relpath(report_place(matrix, 'tables')/'claims.md', place)
+    page = next((page for page, names in PAGES.items() if matrix.name in names), None)
+    listed = repo_root()/'reports'/'tables'/f'{page}.md' if page else report_place(matrix, 'tables')/'claims.md'
+    return os.path.relpath(listed, place)
 
 def compared(c:Claim, matrix:Matrix) -> list:
     "What a claim compares, in words: the names of its systems."
@@ -159,9 +160,10 @@ def claims_index(matrix:Matrix, table:pd.DataFrame) -> str:
                   heard=heard, exams=EXAMS)
 
 @files_at_rest()
-def claim_files(matrix:Matrix, claims=CLAIMS) -> dict:
-    "{name: bytes} of all pages of a matrix's claims, with their pictures and the index; {} if it has no runs."
-    table, files, place = claims_table(matrix, claims), {}, claims_place(matrix)
+def claim_files(matrix:Matrix, claims=CLAIMS, table=None) -> dict:
+    """{name: bytes} of all pages of a matrix's claims, with their pictures and the index; {} if it has no runs.
+    `table`: their lines, where they were judged together with others; else `claims_table`."""
+    table, files, place = claims_table(matrix, claims) if table is None else table, {}, claims_place(matrix)
     for c in claims:
         lines = table[(table.key == c.key) & table.ours.notna()]
         if not len(lines): continue
@@ -172,9 +174,9 @@ def claim_files(matrix:Matrix, claims=CLAIMS) -> dict:
         files |= {f'{c.key}.md': page.encode(), f'{c.key}.svg': svg_bytes(picture, c.key)}
     return files | ({'index.md': claims_index(matrix, table).encode()} if files else {})
 
-def write_claim_pages(matrix:Matrix, claims=CLAIMS, folder=None) -> list:
-    "Write the pages of a matrix's claims to a folder (default: `claims_place`), and remove others there; their paths."
-    folder, files = Path(folder or claims_place(matrix)), claim_files(matrix, claims)
+def write_claim_pages(matrix:Matrix, claims=CLAIMS, table=None, folder=None) -> list:
+    "Write `claim_files` to a folder (default: `claims_place`), and remove others there; their paths."
+    folder, files = Path(folder or claims_place(matrix)), claim_files(matrix, claims, table)
     for old in folder.glob('*.*') if files else []:
         if old.name not in files: old.unlink()
     for name, content in files.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from ..common.core import whole_file
 from ..common.viz import Picture
-from .claims import (CLAIM_COLUMNS, claim_line, claim_splits, our_text, SMALLEST_DIFFERENCE,
+from .claims import (CLAIM_COLUMNS, claim_line, claim_splits, linked, our_text, SMALLEST_DIFFERENCE,
                                     training_doubt, with_verdicts)
 from .factors import draw_interval, factors_table, GATES_NORMALISED, QUESTIONS, scores_text
 from .figures import save_figure
@@ -78,7 +78,8 @@ def order_text(table) -> str:
 def depth_page(matrices=DEPTH_MATRICES) -> str:
     "`depth.md`."
     table, scores = depth_differences(matrices), depth_scores(matrices)
-    rows = [[r.knob, r.claim, r.data, our_text(r), int(r.seeds), r.verdict] for r in table.itertuples()]
+    linked_claim = lambda r: linked(r, f'../claims/{matrices[r.knob].subfolder}')
+    rows = [[r.knob, linked_claim(r), r.data, our_text(r), int(r.seeds), r.verdict] for r in table.itertuples()]
     columns = ['knob', 'claim', 'data', 'ours', 'seeds', 'verdict']
     differences = markdown(pd.DataFrame(rows, columns=columns, dtype=object)) if rows else ''
     shown = [(knob, scores_text(some)) for knob, some in scores.groupby('knob', sort=False)]

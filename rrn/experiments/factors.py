@@ -122,13 +122,16 @@ PAIRS = {'LSTM - plain': ('row12-gates-cell', 'row5-norm'), 'LSTM - RNN': ('row1
          'plain - RNN': ('row5-norm', 'row9-norm'), "the program's cell - plain": ('row12-released', 'row5-norm')}
 
 def draw_curves(matrices:list, dataset='shapes-unc') -> Picture:
-    "A panel a pair of normalised systems: the difference in points over training, a line a seed and matrix."
-    fig = Picture(2.6 * len(PAIRS), 2.3)
+    "A panel a pair of normalised systems: the difference in points over training, a line a seed, a colour a matrix."
+    fig = Picture(2.6 * len(PAIRS), 2.5)
     panels = fig.subplots(1, len(PAIRS), sharey=True, squeeze=False)[0]
     for ax, (name, pair) in zip(panels, PAIRS.items()):
         for color, matrix in zip(('C0', 'C1'), matrices):
-            for seed, curve in curve_differences(matrix, dataset, *pair).items():
-                ax.plot(curve.index, curve, '.-', color=color, lw=.9, ms=3, alpha=.8)
+            curves = curve_differences(matrix, dataset, *pair)
+            for seed in curves: ax.plot(curves[seed], '.-', color=color, lw=.9, ms=3, alpha=.8)
+            if curves.empty: continue
+            ax.plot([], color=color, label=f'{curves.index[-1]:,} steps')
+            ax.legend(fontsize=6)
         ax.axhline(0, color='k', lw=.6)
         ax.set_title(name, fontsize=8)
         ax.set_xlabel('step', fontsize=8)

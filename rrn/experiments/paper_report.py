@@ -6,10 +6,10 @@
 __all__ = ['mistune', 'MAIN', 'BARE_KEY', 'NORMALISED_KEY', 'CELL_KEY', 'MIXED', 'NORM_HELPS', 'OPEN', 'ANSWERS', 'AS_WRITTEN',
            'COMPARISONS', 'NUMBERED', 'MAIN_CLAIMS', 'OTHERS', 'COST_FILE', 'BROWSERS', 'REPORT_PARTS',
            'CLAIM_MATRICES', 'made_table', 'line_of', 'on_splits', 'verdict_words', 'verdict_of', 'answer_headline',
-           'answer_lines', 'factors_short', 'gates_on_photographs', 'gates_numbers', 'gates_answer', 'main_claims',
-           'counted', 'share_of_first_map', 'pyramid_sentence', 'other_lines', 'runs_on_record',
-           'cost_sentence_of_reports', 'objections', 'report_page', 'scene_sizes', 'report_html', 'write_report',
-           'print_pdf', 'findings', 'make_pages', 'remake_tables', 'make_parts', 'main', 'keep_cost']
+           'answer_lines', 'factors_short', 'gates_in', 'gates_numbers', 'gates_answer', 'main_claims', 'counted',
+           'share_of_first_map', 'pyramid_sentence', 'other_lines', 'runs_on_record', 'cost_sentence_of_reports',
+           'objections', 'report_page', 'scene_sizes', 'report_html', 'write_report', 'print_pdf', 'findings',
+           'make_pages', 'remake_tables', 'make_parts', 'main', 'keep_cost']
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #0583fce4
 import os, shutil, subprocess, sys, tempfile, time
@@ -24,11 +24,12 @@ from .claim_pages import write_claim_pages
 from .claims import (CLAIM_VERDICTS, CLAIMS, LEAST_SEEDS, LEVEL, NO_VERDICTS, our_text, paper_text,
                                     SAME_VERDICT, SMALLEST_DIFFERENCE)
 from .crate import describe_reports, PUBLISHED_TABLES, write_some_tables
+from .depth import DEPTH_CLAIMS, DEPTH_MATRICES, depth_differences, order_text
 from .deviations import DEVIATIONS
 from .exam import EXAMS, published_exams, skills_sentence
 from .factors import FACTOR_CLAIMS, factor_differences
 from .matrix import given_matrix, record_state, report_place
-from .noisy import noise_claims, noise_sentence
+from .noisy import noise_claims, NOISE_CLAIMS, noise_sentence
 from .record import published_runs
 from .report import markdown, render
 from ..model import preset
@@ -117,9 +118,9 @@ def factors_short(scores:pd.DataFrame) -> str:
 NUMBERED = {BARE_KEY: 'as the equations stand', MIXED: "with the program's normalised cell",
             NORMALISED_KEY: 'once every structure is normalised'}
 
-def gates_on_photographs() -> str:
-    "What gates bring on photographs, every structure normalised, split by split; '' if that is not on record."
-    table = factor_differences(given_matrix('factors-photographs'))
+def gates_in(name:str) -> str:
+    "What gates bring in the matrix of that name, every structure normalised, split by split; '' if not on record."
+    table = factor_differences(given_matrix(name))
     lines = table[(table.key == NORMALISED_KEY) & table.ours.notna()]
     return ', '.join(f'{our_text(line)} ({line.data}, {line.verdict})' for line in lines.itertuples())
 
@@ -176,10 +177,8 @@ def pyramid_sentence(claims:pd.DataFrame) -> str:
     verb = verbs.get(line.verdict, 'against none')
     return f'Refinement over C5, C4 and C3 {verb}: {verdict_words(line)}; the paper has {paper_text(line)} points.'
 
-OTHERS = {'row5-more-row4': 'C3 beside C5 and C4', 'row9-same-row5': 'One set of weights against one for each update',
-          'row8-less-row5': 'A feature pyramid network against the plain structure',
-          'row11-more-row9': 'LSTM against RNN, both with ReLU', 'row12-crf-more-row12': 'A CRF behind the LSTM',
-          'row12-more-rmi': 'The LSTM against RMI'}
+OTHERS = {'row11-more-row9': 'LSTM against RNN, both with ReLU', 'row12-more-row11': 'tanh against ReLU in the LSTM',
+          'row3-more-row2': 'One update over C5 against none'}     # beside `MAIN_CLAIMS`
 
 def other_lines(claims:pd.DataFrame) -> list:
     "A sentence for each of `OTHERS` that was compared."
@@ -239,7 +238,8 @@ def report_page(tables=None) -> str:
                   pyramid=dict(sentence=pyramid_sentence(claims)), others=other_lines(claims),
                   answer=gates_answer(made_table('factor-differences.csv', tables), made_table('factors.csv', tables)),
                   exams={p: (EXAMS[p], skills_sentence(found)) for p, found in published_exams().items()},
-                  noise=noise_sentence(noise_claims(given_matrix('noise'))), photographed=gates_on_photographs(),
+                  noise=noise_sentence(noise_claims(given_matrix('noise'))), longer=gates_in('factors-long'),
+                  photographed=gates_in('factors-photographs'), depth=order_text(depth_differences()),
                   objections=objections(claims, photographs, small, paper, made, wanted))
 
 def scene_sizes() -> str:
@@ -292,18 +292,23 @@ def findings(record:dict,      # of a run with the control '(shuffled)', as `rea
     page = render('findings.md', answer=answer, pyramid=pyramid_sentence(claims),
                   first=share_of_first_map(claims), matrix=matrix, config=record['config'],
                   steps=preset('paper').iterations, made=made, wanted=len(paper.cells()),
-                  own=metrics[key]['overall_iou'], photographed=gates_on_photographs(),
+                  own=metrics[key]['overall_iou'], longer=gates_in('factors-long'),
+                  photographed=gates_in('factors-photographs'),
                   shuffled=metrics[f'{key} (shuffled)']['overall_iou'])
     return page.rstrip()
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #03148849
 REPORT_PARTS = ['tables', 'pages', 'report', 'crate']
 CLAIM_MATRICES = {'embedded': CLAIMS, 'coco-mini': CLAIMS, 'factors': FACTOR_CLAIMS, 'factors-long': FACTOR_CLAIMS,
-                  'factors-photographs': FACTOR_CLAIMS}      # matrices whose claims have pages
+                  'factors-photographs': FACTOR_CLAIMS, 'noise': list(NOISE_CLAIMS),
+                  **{matrix.name: DEPTH_CLAIMS for matrix in DEPTH_MATRICES.values()}}     # whose claims have pages
 
+@files_at_rest()
 def make_pages() -> list:
-    "Write all claim pages; their paths."
-    return [path for name, claims in CLAIM_MATRICES.items() for path in write_claim_pages(given_matrix(name), claims)]
+    "Write all claim pages; their paths. The knobs of depth are judged together, as their table is."
+    judged = {DEPTH_MATRICES[knob].name: lines for knob, lines in depth_differences().groupby('knob')}
+    return [path for name, claims in CLAIM_MATRICES.items()
+            for path in write_claim_pages(given_matrix(name), claims, judged.get(name))]
 
 def remake_tables():
     "Write the published tables and claims anew."
