@@ -6,14 +6,13 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 from rrn.experiments.claim_pages import claim_files, claims_place
-from rrn.experiments.depth import depth_differences
+from rrn.experiments.claims import ASKED
 from rrn.experiments.matrix import given_matrix, PAGES as ANSWERS
-from rrn.experiments.paper_report import CLAIM_MATRICES
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = REPO/'reports'/'claims'
 pytestmark = pytest.mark.skipif(not (PAGES/'index.md').exists(), reason='reports/claims is not made yet: rrn report')
-SHOWN = [name for name in CLAIM_MATRICES if (PAGES/given_matrix(name).subfolder/'index.md').exists()]
+SHOWN = [name for name in ASKED if (PAGES/given_matrix(name).subfolder/'index.md').exists()]
 
 
 def links(page):
@@ -24,9 +23,8 @@ def links(page):
 
 @pytest.mark.parametrize('name', SHOWN)
 def test_pages_are_those_of_the_records(name):
-    matrix, together = given_matrix(name), depth_differences()
-    judged = together[together.knob == name.removeprefix('depth-')] if name in ANSWERS['depth'] else None
-    made = claim_files(matrix, CLAIM_MATRICES[name], judged)
+    matrix = given_matrix(name)
+    made = claim_files(matrix)
     kept = {path.name: path.read_bytes() for path in claims_place(matrix).glob('*.*')}
     assert set(made) == set(kept), 'run rrn report pages'
     for file in made: assert made[file] == kept[file], f'{file}: run rrn report pages'

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from ..common.core import files_at_rest, repo_root, whole_file
 from ..common.viz import Picture
-from .claims import (Claim, claim_terms, CLAIMS, claims_table, counted_verdicts, first_line, our_terms,
+from .claims import (asked_of, Claim, claim_terms, CLAIMS, claims_table, counted_verdicts, first_line, our_terms,
                                     our_text, paper_text, SMALLEST_DIFFERENCE, verdict_text)
 from .exam import EXAMS, published_exams, skills_summary
 from .matrix import kind_of, Matrix, PAGES, report_place
@@ -160,11 +160,11 @@ def claims_index(matrix:Matrix, table:pd.DataFrame) -> str:
                   heard=heard, exams=EXAMS)
 
 @files_at_rest()
-def claim_files(matrix:Matrix, claims=CLAIMS, table=None) -> dict:
-    """{name: bytes} of all pages of a matrix's claims, with their pictures and the index; {} if it has no runs.
-    `table`: their lines, where they were judged together with others; else `claims_table`."""
-    table, files, place = claims_table(matrix, claims) if table is None else table, {}, claims_place(matrix)
-    for c in claims:
+def claim_files(matrix:Matrix, claims=None) -> dict:
+    """{name: bytes} of all pages of a matrix's claims (None: `asked_of` it), with their pictures and the index; {} if it
+    has no runs."""
+    table, files, place = claims_table(matrix, claims), {}, claims_place(matrix)
+    for c in asked_of(matrix) if claims is None else claims:
         lines = table[(table.key == c.key) & table.ours.notna()]
         if not len(lines): continue
         terms = {data: our_terms(c, matrix, *data.split()) for data in lines.data}
@@ -174,9 +174,9 @@ def claim_files(matrix:Matrix, claims=CLAIMS, table=None) -> dict:
         files |= {f'{c.key}.md': page.encode(), f'{c.key}.svg': svg_bytes(picture, c.key)}
     return files | ({'index.md': claims_index(matrix, table).encode()} if files else {})
 
-def write_claim_pages(matrix:Matrix, claims=CLAIMS, table=None, folder=None) -> list:
+def write_claim_pages(matrix:Matrix, claims=None, folder=None) -> list:
     "Write `claim_files` to a folder (default: `claims_place`), and remove others there; their paths."
-    folder, files = Path(folder or claims_place(matrix)), claim_files(matrix, claims, table)
+    folder, files = Path(folder or claims_place(matrix)), claim_files(matrix, claims)
     for old in folder.glob('*.*') if files else []:
         if old.name not in files: old.unlink()
     for name, content in files.items():

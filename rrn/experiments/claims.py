@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['EXPECTATIONS', 'SMALLEST_DIFFERENCE', 'PRECISION_METRICS', 'CLAIMS', 'TEST_A_OF_SCENES', 'PLACES_MADE', 'SIZES_DRAWN',
-           'TABLE2_NAMES', 'LEVEL', 'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS', 'NO_VERDICTS', 'STANDS_ON',
-           'CLAIM_COLUMNS', 'PAGE_COLUMNS', 'Claim', 'claim', 'claim_terms', 'claim_splits', 'paper_score',
-           'paper_difference', 'our_terms', 'our_difference', 'split_seed', 'holm', 'verdict', 'control_gaps',
-           'beats_control', 'training_doubt', 'stands_on', 'not_testable', 'claims_table', 'claim_line', 'our_part',
-           'first_doubt', 'with_verdicts', 'line_verdict', 'undecided_why', 'paper_text', 'our_text', 'p_text',
-           'verdict_text', 'claim_pages_from_tables', 'linked', 'page_row', 'claims_page', 'first_line',
-           'counted_verdicts', 'claims_summary', 'with_settings', 'settings_seen', 'settings_title', 'settings_scores',
-           'settings_table', 'settings_page', 'write_claims']
+           'GATES_NORMALISED', 'GATES_BARE', 'GATES_MIXED', 'NORM_BY_STRUCTURE', 'PARTS', 'our_claim', 'QUESTIONS',
+           'FACTOR_CLAIMS', 'DEPTH_CLAIMS', 'NOISE_PAIRS', 'NOISE_CLAIMS', 'ASKED', 'TABLE2_NAMES', 'LEVEL',
+           'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS', 'NO_VERDICTS', 'STANDS_ON', 'CLAIM_COLUMNS', 'LINE_COLUMNS',
+           'PAGE_COLUMNS', 'Claim', 'claim', 'order_claims', 'noise_levels', 'noisy_name', 'noise_claim', 'asked_of',
+           'is_asked', 'claim_terms', 'claim_splits', 'paper_score', 'paper_difference', 'our_terms', 'our_difference',
+           'split_seed', 'holm', 'verdict', 'control_gaps', 'beats_control', 'training_doubt', 'stands_on',
+           'not_testable', 'claim_lines', 'claim_line', 'form', 'first_doubt', 'with_verdicts', 'with_intervals',
+           'corrected_p', 'line_verdict', 'undecided_why', 'family', 'claims_table', 'count_tests', 'paper_text',
+           'our_text', 'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked', 'page_row', 'claims_page',
+           'first_line', 'counted_verdicts', 'claims_summary', 'with_settings', 'settings_seen', 'settings_title',
+           'settings_scores', 'settings_table', 'settings_page', 'write_claims']
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #75ce8364
 import os
@@ -22,13 +25,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..common.core import files_at_rest, one_of, read_json, read_once, repo_root, whole_file
-from .matrix import (COLUMNS2, kind_of, Matrix, report_place, reports_folder, splits_of,
-                                    SYSTEMS_OF_TABLE2, TABLE1, TABLE2)
+from .matrix import (at_noise, COLUMNS2, DEPTHS, kind_of, MATRICES, Matrix, NOISE_RATES, report_place,
+                                    reports_folder, splits_of, SYSTEMS_OF_TABLE2, TABLE1, TABLE2)
 from .record import published_runs
 from .report import markdown, render
 from .tables import (check_data, check_no_less, Difference, METRICS1, paper_numbers, results, signed_sum,
                                     system_records, table1, table2, table_conditions, Term)
-from ..metrics import Interval
+from ..metrics import common_spread, Interval
+from ..model import NOISES
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #f0021868
 EXPECTATIONS = ['more', 'less', 'same']
@@ -90,12 +94,14 @@ CLAIMS = [
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #d389e0ac
 CLAIMS += [
-    _on_unc('Of row 2, the 3x3 kernel alone: at the resolution of the map', 'row1-3x3', 'row1'),
-    _on_unc('Of row 2, the loss at the resolution of the image alone: with a 1x1 kernel', 'row2-1x1', 'row1'),
+    _on_unc('Of row 2, the 3x3 kernel alone: at the resolution of the map', 'row1-3x3', 'row1', section='ours'),
+    _on_unc('Of row 2, the loss at the resolution of the image alone: with a 1x1 kernel', 'row2-1x1', 'row1',
+            section='ours'),
     _on_unc("What row 1 loses since its training targets lie half a cell off: with TensorFlow's coordinates, which the "
             'program has', 'row1-tf', 'row1', section='ours'),
     _on_unc("Gates help, with the released program's cell: against the RNN", 'row12-released', 'row9',
             section='ours'),
+    _on_unc('The LSTM beats the plain structure where both have ReLU', 'row11', 'row5', section='ours'),
     _on_unc("The released program's cell is better than equation (2)", 'row12-released', 'row12', section='ours')]
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #babf3aa6
@@ -137,6 +143,71 @@ CLAIMS += [
 _within = dict(splits=('val',), metrics=('overall_iou', 'mean_iou'), about=.5, not_on=SIZES_DRAWN, section='issue 4')
 CLAIMS += [_on_unc('Overall IoU exceeds mean IoU by about half a point, for the same predictions', 'row12', 'row12',
                    'same', **_within)]
+
+# %% ../../nbs/3_experiments/10_claims.ipynb #11479061
+GATES_NORMALISED = 'Gates, every structure normalised'
+GATES_BARE = 'Gates, nothing normalised'
+GATES_MIXED = "Gates, as the program's cell has them, against structures without a norm"
+NORM_BY_STRUCTURE = 'Normalisation, structure by structure'
+PARTS = "What else sets the program's cell apart"
+
+our_claim = partial(claim, kinds=('unc', 'gref'), section='ours')
+
+def order_claims(lstm, plain, rnn, said) -> list:
+    "The paper's order: the LSTM above the plain structure, which is about where the RNN is."
+    return [our_claim(f'LSTM above plain, {said}', lstm, plain), our_claim(f'LSTM above RNN, {said}', lstm, rnn),
+            our_claim(f'Sharing weights costs little: RNN and plain, {said}', rnn, plain, 'same')]
+
+QUESTIONS = {
+    GATES_NORMALISED: order_claims('row12-gates-cell', 'row5-norm', 'row9-norm', 'all normalised')
+        + order_claims('row12-released', 'row5-norm', 'row9-norm', "the program's cell, all normalised")[:2],
+    GATES_BARE: order_claims('row12', 'row5', 'row9', 'nothing normalised'),
+    GATES_MIXED: order_claims('row12-released', 'row5', 'row9', 'only the LSTM normalised')[:2],
+    NORM_BY_STRUCTURE: [our_claim('A norm helps the plain structure', 'row5-norm', 'row5'),
+            our_claim('A norm helps the RNN', 'row9-norm', 'row9'),
+            our_claim('Norms on the gates help the LSTM', 'row12-gates', 'row12'),
+            our_claim('A norm on the cell helps beside those on the gates', 'row12-gates-cell', 'row12-gates'),
+            our_claim('Norms on gates and cell help the LSTM', 'row12-gates-cell', 'row12')],
+    PARTS: [our_claim('Peepholes and a forget bias make no difference to a normalised LSTM', 'row12-released',
+                      'row12-gates-cell', 'same')]}
+FACTOR_CLAIMS = [c for claims in QUESTIONS.values() for c in claims]
+DEPTH_CLAIMS = [replace(c, kinds=('unc',), splits=('val',)) for c in QUESTIONS[GATES_NORMALISED]]
+
+# %% ../../nbs/3_experiments/10_claims.ipynb #11479062
+NOISE_PAIRS = {'LSTM above plain': ('row12-gates-cell', 'row5-norm', 'more'),
+               'LSTM above RNN': ('row12-gates-cell', 'row9-norm', 'more'),
+               'RNN and plain the same': ('row9-norm', 'row5-norm', 'same'),
+               'plain above no refinement': ('row5-norm', 'row2', 'more')}
+
+def noise_levels() -> list:
+    "[(kind, share)], the clean labels first as ('none', 0)."
+    return [('none', 0.), *product(NOISES, NOISE_RATES)]
+
+def noisy_name(system, kind, rate) -> str:
+    "The system of the matrix that is trained with some noise."
+    return system if kind == 'none' else at_noise(system, kind, rate)[0]
+
+def noise_claim(said:str, kind, rate) -> Claim:
+    "The claim of `NOISE_PAIRS` about systems that are trained with some noise."
+    a, b, expect = NOISE_PAIRS[said]
+    level = '' if kind == 'none' else f', {kind} {100 * rate:g} %'
+    names = [noisy_name(system, kind, rate) for system in (a, b)]
+    return claim(said + level, *names, expect, kinds=('unc',), splits=('val',), section='ours')
+
+NOISE_CLAIMS = {noise_claim(said, *level): (said, *level) for level, said in product(noise_levels(), NOISE_PAIRS)}
+
+# %% ../../nbs/3_experiments/10_claims.ipynb #11479064
+ASKED = {'embedded': CLAIMS, 'coco-mini': CLAIMS, 'factors': FACTOR_CLAIMS, 'factors-long': FACTOR_CLAIMS,
+         'factors-photographs': FACTOR_CLAIMS, **{f'depth-{knob}': DEPTH_CLAIMS for knob in DEPTHS},
+         'noise': list(NOISE_CLAIMS)}     # matrix -> claims
+
+def asked_of(matrix:Matrix) -> list:
+    "What is asked of a matrix: `ASKED`, or the claims of section 4."
+    return ASKED.get(matrix.name, CLAIMS)
+
+def is_asked(matrix:Matrix) -> bool:
+    "Whether a matrix is one of `ASKED`, with its own settings and its usual records."
+    return matrix.name in ASKED and matrix == MATRICES[matrix.name]
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #e11efa2a
 def claim_terms(claim:Claim, kind, split) -> list:
@@ -259,15 +330,15 @@ def not_testable(claim:Claim, on:str) -> str:
 CLAIM_COLUMNS = ['key', 'section', 'claim', 'expected', 'data', 'paper', 'ours', 'low', 'high', 'p', 'p_same', 'seeds',
                  'verdict', 'why', 'stands_on', 'runs']
 
-def claims_table(matrix:Matrix, claims=CLAIMS) -> pd.DataFrame:
-    """A line for each claim and split: the paper's difference and ours in points with its 95 % interval, p of a
-    difference and of sameness (Holm's correction over the table), and the verdict. `key` names the claim; `key` and
-    `data` name the line."""
+LINE_COLUMNS = [*CLAIM_COLUMNS, 'matrix', 'about', 'like', 'estimate']      # of lines that are not judged yet
+
+def claim_lines(matrix:Matrix, claims:list) -> list:
+    "A line for each claim and split that the paper or we have all terms of, not judged yet."
     check_data(matrix)
     read = cache(partial(results, matrix))
     doubt = cache(partial(training_doubt, matrix, read=read))
     lines = [claim_line(c, matrix, kind, split, read, doubt) for c in claims for kind, split in claim_splits(c)]
-    return with_verdicts(pd.DataFrame([line for line in lines if line], columns=[*CLAIM_COLUMNS, 'about']))
+    return [line | dict(matrix=matrix.name) for line in lines if line]
 
 def claim_line(c:Claim, matrix:Matrix, kind, split, read, doubt) -> dict:
     "The line of a claim on a split, not judged yet; {} if neither the paper nor we have all its terms."
@@ -279,13 +350,13 @@ def claim_line(c:Claim, matrix:Matrix, kind, split, read, doubt) -> dict:
     sides = [(system, names[k]) for _, (system, _), k, _, _ in claim_terms(c, kind, split)]
     line |= dict(stands_on=stands_on(matrix, *sides[0]))
     if why := not_testable(c, line['stands_on']): return line | dict(verdict='not tested here', why=why)
-    return line | our_part(c, ours) | first_doubt(ours.seeds, [doubt(*side) for side in dict.fromkeys(sides)])
+    line |= dict(ours=ours.estimate.value, seeds=ours.seeds, runs=' '.join(ours.runs), estimate=ours.estimate)
+    line |= dict(about=c.about, like=(line['stands_on'], matrix.configuration(*sides[0], 0).iterations, form(c, kind)))
+    return line | first_doubt(ours.seeds, [doubt(*side) for side in dict.fromkeys(sides)])
 
-def our_part(c:Claim, ours:Difference) -> dict:
-    "The columns of a line that hold our difference; p not corrected yet."
-    tests = dict(p=ours.estimate.p_differs(c.about), p_same=ours.estimate.p_within(SMALLEST_DIFFERENCE, c.about))
-    interval = dict(zip(('ours', 'low', 'high'), ours.estimate.interval()))
-    return interval | tests | dict(seeds=ours.seeds, runs=' '.join(ours.runs), about=c.about)
+def form(c:Claim, kind) -> tuple:
+    "What comparisons have in common whose runs differ alike: data sets, metrics, and whether it is within a run."
+    return kind, c.against and c.against[2], c.metrics, c.a[0] == c.b[0]
 
 def first_doubt(seeds, doubts) -> dict:
     "Why a line gets no verdict, if so: the kind of the first doubt, and all of them in words."
@@ -294,16 +365,31 @@ def first_doubt(seeds, doubts) -> dict:
     return dict(verdict=found[0][0], why='; '.join(dict.fromkeys(why for _, why in found))) if found else {}
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #8ff52bb9
-def with_verdicts(table:pd.DataFrame) -> pd.DataFrame:
-    "Lines of `claim_line` with corrected p and verdicts."
-    family = table.seeds >= LEAST_SEEDS
-    tests = table.loc[family, ['p', 'p_same']].astype(float)
-    corrected = holm(tests.to_numpy().ravel()).reshape(-1, 2)
-    table = table.assign(p=np.nan, p_same=np.nan)
-    table.loc[family, ['p', 'p_same']] = corrected
-    lines = zip(table.itertuples(), family)
-    found = [line_verdict(line) if in_it else (line.verdict, line.why) for line, in_it in lines]
-    return table.assign(verdict=[v for v, _ in found], why=[w for _, w in found])[CLAIM_COLUMNS]
+def with_verdicts(lines:list) -> pd.DataFrame:
+    "Lines of `claim_lines` as a table with intervals, corrected p and verdicts: one family. With a column `matrix`."
+    table = with_intervals(pd.DataFrame(lines, columns=LINE_COLUMNS))
+    family = table.index[table.seeds >= LEAST_SEEDS]
+    table.loc[family, ['p', 'p_same']] = corrected_p(table.loc[family])
+    found = [line_verdict(r) if r.Index in family else (r.verdict, r.why) for r in table.itertuples()]
+    return table.assign(verdict=[v for v, _ in found], why=[w for _, w in found])[[*CLAIM_COLUMNS, 'matrix']]
+
+def with_intervals(table:pd.DataFrame) -> pd.DataFrame:
+    "Lines with intervals; where there are enough seeds, what like comparisons know of the runs' spread is counted in."
+    enough, spreads = table[table.seeds >= LEAST_SEEDS], {}
+    for like, some in enough.drop_duplicates(['like', 'runs', 'data']).groupby('like', sort=False):
+        spreads[like] = common_spread([e.run_spread for e in some.estimate if e.run_spread])
+    table = table.assign(**{name: table[name].astype(float) for name in ('ours', 'low', 'high', 'p', 'p_same')})
+    for n in enough.index: table.at[n, 'estimate'] = table.estimate[n].with_spread(spreads[table.like[n]])
+    for n in table.index[table.ours.notna()]: table.loc[n, ['low', 'high']] = table.estimate[n].interval()[1:]
+    return table
+
+def corrected_p(family:pd.DataFrame) -> np.ndarray:
+    "(lines, 2) p of a difference and of sameness after Holm's correction; a test that two lines share counts once."
+    tests = [(r.runs, r.data, r.estimate.p_differs(r.about), r.estimate.p_within(SMALLEST_DIFFERENCE, r.about))
+             for r in family.itertuples()]
+    once = list(dict.fromkeys(tests))
+    corrected = holm(np.ravel([test[2:] for test in once])).reshape(-1, 2)
+    return corrected[[once.index(test) for test in tests]]
 
 def line_verdict(line) -> tuple:
     "(verdict, why) of a line with corrected p."
@@ -316,6 +402,26 @@ def undecided_why(less:Interval, line) -> str:
     "What kept a line from a verdict, where its interval alone would suggest one."
     if line.p < LEVEL: return 'a difference is sure, that it counts is not'
     return '' if less.low <= 0 <= less.high else 'not after the correction for the number of tests'
+
+# %% ../../nbs/3_experiments/10_claims.ipynb #8ff52bc0
+@read_once
+@files_at_rest()
+def family() -> pd.DataFrame:
+    "The lines of all of `ASKED`, judged together; `matrix` says whose each is."
+    return with_verdicts([line for name, claims in ASKED.items() for line in claim_lines(MATRICES[name], claims)])
+
+def claims_table(matrix:Matrix, claims=None) -> pd.DataFrame:
+    """A line for each claim and split: the paper's difference and ours in points with its 95 % interval, p of a
+    difference and of sameness (Holm's correction over the family), and the verdict. `key` names the claim; `key` and
+    `data` name the line. `claims`: None for `asked_of` the matrix, which are judged together with all of `ASKED`; other
+    claims, and matrices with other settings, are a family of their own."""
+    together = claims is None and is_asked(matrix)
+    table = family() if together else with_verdicts(claim_lines(matrix, asked_of(matrix) if claims is None else claims))
+    return table.loc[table.matrix == matrix.name, CLAIM_COLUMNS].reset_index(drop=True)
+
+def count_tests(table:pd.DataFrame) -> int:
+    "How many tests a judged table holds; one that two lines share counts once."
+    return 2 * len(table[table.seeds >= LEAST_SEEDS].drop_duplicates(['runs', 'data', 'p', 'p_same']))
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #b846dc6a
 def paper_text(line) -> str:
@@ -353,12 +459,13 @@ def page_row(r, pages) -> list:
 
 def claims_page(matrix:Matrix, table:pd.DataFrame) -> str:
     "`claims.md`: every line of `claims_table`: the paper's difference, ours, and a verdict."
+    tests = count_tests(family() if is_asked(matrix) else table)
     untested = table.verdict == 'not tested here'
     pages = claim_pages_from_tables(matrix)
     rows = [page_row(r, pages) for r in table[~untested].itertuples()]
     return render('claims.md', compared=table.ours.notna().sum(), verdicts=[*CLAIM_VERDICTS, *NO_VERDICTS[:3]],
                   counts=table.verdict.value_counts(), margin=SMALLEST_DIFFERENCE, least=LEAST_SEEDS, level=LEVEL,
-                  tests=2 * (table.seeds >= LEAST_SEEDS).sum(), untested=table[untested].to_dict('records'),
+                  tests=tests, together=is_asked(matrix), untested=table[untested].to_dict('records'),
                   conditions=table_conditions(pd.concat([table1(matrix), table2(matrix)]), matrix),
                   table=markdown(pd.DataFrame(rows, columns=PAGE_COLUMNS, dtype=object)))
 
