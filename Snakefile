@@ -45,12 +45,14 @@ rule answer:
     params: content=GOALS.answer_content
     shell: '{PYTHON:q} -m rrn.experiments.matrix answer'
 
-# Tables lie in a fresh clone in any order of time: what their records are says whether the report is of them.
+# Tables lie in a fresh clone in any order of time: what their records are says whether the report is of them. Sentences in
+# README.md come from the report's tables, and are written into it.
 rule report:
     input: ancient(GOALS.tables + GOALS.answer)
     output: GOALS.report or 'no-report'
-    params: content=GOALS.content + GOALS.answer_content
-    shell: '{PYTHON:q} -m rrn.experiments.paper_report pages report crate'
+    params: content=GOALS.answer_content
+    shell: '{PYTHON:q} -m rrn.experiments.paper_report pages report crate && '
+           '{PYTHON:q} -m papermill nbs/readme.ipynb out-readme.ipynb --no-progress-bar'
 
 rule figures:
     input: GOALS.drawn_from

@@ -6,10 +6,10 @@
 __all__ = ['rocrate', 'PROFILE', 'RUN_TERMS', 'LICENCE', 'METADATA', 'INPUTS', 'TABLE_FILES', 'TABLE_TITLES', 'OF_EACH_MATRIX',
            'PUBLISHED_TABLES', 'CRATE_STEPS', 'new_crate', 'named', 'add_file', 'setting', 'run_place', 'record_files',
            'run_inputs', 'software', 'add_run', 'action_facts', 'last_day', 'run_crate', 'templates_version',
-           'matrix_records', 'write_some_tables', 'add_table', 'subfolder', 'tables_crate', 'metadata_text',
-           'crate_files', 'write_crate', 'opened_crate', 'described_files', 'faults', 'check_records', 'lay_out',
-           'table_actions', 'table_made_by', 'settings_in', 'rebuild_tables', 'check_same_table', 'reports_crate',
-           'describe_reports', 'write_tables_crate', 'named_run', 'check_crate', 'main']
+           'matrix_records', 'own_records', 'write_some_tables', 'add_table', 'subfolder', 'tables_crate',
+           'metadata_text', 'crate_files', 'write_crate', 'opened_crate', 'described_files', 'faults', 'check_records',
+           'lay_out', 'table_actions', 'table_made_by', 'settings_in', 'rebuild_tables', 'check_same_table',
+           'reports_crate', 'describe_reports', 'write_tables_crate', 'named_run', 'check_crate', 'main']
 
 # %% ../../nbs/3_experiments/22_crate.ipynb #ac2b41b8
 import contextlib, hashlib, json, mimetypes, shutil, tempfile, zipfile
@@ -21,7 +21,7 @@ from ..common.command import as_command
 from ..common.core import (assets, at_root, code_version, file_bytes, files_at_rest, need_checkout, new_folder,
                              one_of, optional_module, read_once, repo_root, RRNError, sha256_of, whole_file)
 from ..data.download import member_path, unpack
-from .claims import settings_seen, with_settings, write_claims
+from .claims import ASKED, is_asked, settings_seen, with_settings, write_claims
 from .depth import write_depth
 from .factors import FACTOR_FILES, write_factors
 from .matrix import given_matrix, Matrix, MATRICES, PAGES, settings_of
@@ -137,15 +137,22 @@ def templates_version() -> str:
 
 @read_once
 def matrix_records(matrix:Matrix, table:str) -> list:
-    "The records that a table reads: of its systems, data sets and seeds; for the claims of other settings, too."
-    if table in PAGES: return [run for name in PAGES[table] for run in matrix_records(given_matrix(name), '')]
+    "The records that a table reads, by name: its own, and those that are judged together with it."
+    judged = table in PAGES or table == 'claims' and is_asked(matrix)
+    others = dict.fromkeys([*ASKED, *PAGES.get(table, ())]) if judged else []
+    found = [] if table in PAGES else own_records(matrix, table)
+    found += [run for name in others for run in own_records(given_matrix(name))]
+    known = sorted({run.name: run for run in found}.items())
+    return [run for name, run in known if (run.folder/'rows').is_dir()]
+
+@read_once
+def own_records(matrix:Matrix, table='') -> list:
+    "The records of a matrix's systems, data sets and seeds, whether they exist or not; of `claims`, other settings, too."
     datasets = [matrix.main_dataset] if table == 'table1' else matrix.datasets
     variants = settings_seen(matrix) if table == 'claims' else [{}]
     found = [run for changes in variants for system, dataset in product(matrix.systems, datasets)
              for run in system_records(with_settings(matrix, changes), system, dataset).values()]
-    found += [external_record(matrix, name) for name in matrix.external]
-    known = sorted({run.name: run for run in found}.items())
-    return [run for name, run in known if (run.folder/'rows').is_dir()]
+    return found + [external_record(matrix, name) for name in matrix.external]
 
 # %% ../../nbs/3_experiments/22_crate.ipynb #de4fdbe5
 @files_at_rest()

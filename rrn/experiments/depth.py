@@ -17,6 +17,7 @@ from .factors import draw_interval, factors_table, scores_text
 from .figures import save_figure
 from .matrix import DEPTHS, MATRICES
 from .report import markdown, render
+from .workflow import DEPTH_PICTURE
 
 # %% ../../nbs/3_experiments/20_depth.ipynb #d2000007
 DEPTH_MATRICES = {name: MATRICES[f'depth-{name}'] for name in DEPTHS}
@@ -84,4 +85,4 @@ def write_depth(folder, matrices=DEPTH_MATRICES):
 def save_depth(folder, matrices=DEPTH_MATRICES):
     "Draw the differences, if there are any, as `depth.png` and `.pdf` into a folder."
     table = depth_differences(matrices)
-    if len(table): save_figure(draw_depth(table), folder, 'depth')
+    if len(table): save_figure(draw_depth(table), folder, DEPTH_PICTURE)

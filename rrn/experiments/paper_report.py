@@ -220,7 +220,8 @@ def objections(claims:pd.DataFrame, photographs:pd.DataFrame, small, paper, made
         f'{small.iterations:,} steps instead of {paper.iterations:,}. Gates may need more of both; longer runs are in '
         '[factors](tables/factors.md).',
         share_of_first_map(claims),
-        f'On photographs the verdicts are: {counted(photographs) or "none"}. They decide little.',
+        f"On photographs the verdicts on the paper's claims are: {counted(photographs) or 'none'}; on gates, normalised: "
+        f"{counted(factor_differences(given_matrix('factors-photographs'))) or 'none'}. They decide little.",
         "One learning rate for all structures favours those that it suits; the search shows each structure's best.",
         f'The margin of {SMALLEST_DIFFERENCE:g} point and the {LEAST_SEEDS} seeds are our choice.') if text]
 
