@@ -155,7 +155,7 @@ def test_the_page_has_what_is_on_record(trained):
     scores, claims, page = noise_scores(trained), noise_claims(trained), noise_page(trained)
     assert set(zip(scores.kind, scores.share)) == {('none', 0.), ('flip', .24)} and set(scores.seeds) == {2} and len(scores) == 8
     assert set(zip(claims.kind, claims.share)) == {('none', 0.), ('flip', .24)} and len(claims) == 8
-    assert '| flip | 24 % | LSTM above plain |' in page and 'No run is on record' not in page
+    assert '| flip | 24 % | [LSTM above plain](' in page and 'No run is on record' not in page
 
 
 def test_a_change_of_verdict_is_named_with_its_share():

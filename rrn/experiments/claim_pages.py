@@ -161,7 +161,7 @@ def claims_index(matrix:Matrix, table:pd.DataFrame) -> str:
 
 @files_at_rest()
 def claim_files(matrix:Matrix, claims=None) -> dict:
-    """{name: bytes} of all pages of a matrix's claims (None: `asked_of` it), with their pictures and the index; {} if it
+    """{name: bytes} of all pages of a matrix's claims (None: `asked_of` it), their pictures and the index; {} if it
     has no runs."""
     table, files, place = claims_table(matrix, claims), {}, claims_place(matrix)
     for c in asked_of(matrix) if claims is None else claims:

@@ -401,7 +401,7 @@ def line_verdict(line) -> tuple:
 def undecided_why(less:Interval, line) -> str:
     "What kept a line from a verdict, where its interval alone would suggest one."
     if line.p < LEVEL: return 'a difference is sure, that it counts is not'
-    return '' if less.low <= 0 <= less.high else 'not after the correction for the number of tests'
+    return '' if less.low <= 0 <= less.high else 'not after correction for all tests'
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #8ff52bc0
 @read_once

@@ -147,7 +147,7 @@ def matrix_records(matrix:Matrix, table:str) -> list:
 
 @read_once
 def own_records(matrix:Matrix, table='') -> list:
-    "The records of a matrix's systems, data sets and seeds, whether they exist or not; of `claims`, other settings, too."
+    "The records of a matrix's systems, data sets and seeds, there or not; of `claims`, those of other settings, too."
     datasets = [matrix.main_dataset] if table == 'table1' else matrix.datasets
     variants = settings_seen(matrix) if table == 'claims' else [{}]
     found = [run for changes in variants for system, dataset in product(matrix.systems, datasets)

@@ -178,7 +178,8 @@ def pyramid_sentence(claims:pd.DataFrame) -> str:
     return f'Refinement over C5, C4 and C3 {verb}: {verdict_words(line)}; the paper has {paper_text(line)} points.'
 
 OTHERS = {'row11-more-row5': 'LSTM against plain, both with ReLU', 'row11-more-row9': 'LSTM against RNN, both with ReLU',
-          'row12-more-row11': 'tanh against ReLU in the LSTM', 'row3-more-row2': 'One update over C5 against none'}     # beside `MAIN_CLAIMS`
+          'row12-more-row11': 'tanh against ReLU in the LSTM',
+          'row3-more-row2': 'One update over C5 against none'}     # beside `MAIN_CLAIMS`
 
 def other_lines(claims:pd.DataFrame) -> list:
     "A sentence for each of `OTHERS` that was compared."
@@ -220,8 +221,8 @@ def objections(claims:pd.DataFrame, photographs:pd.DataFrame, small, paper, made
         f'{small.iterations:,} steps instead of {paper.iterations:,}. Gates may need more of both; longer runs are in '
         '[factors](tables/factors.md).',
         share_of_first_map(claims),
-        f"On photographs the verdicts on the paper's claims are: {counted(photographs) or 'none'}; on gates, normalised: "
-        f"{counted(factor_differences(given_matrix('factors-photographs'))) or 'none'}. They decide little.",
+        f"On photographs the verdicts on the paper's claims are: {counted(photographs) or 'none'}; on gates, "
+        f"normalised: {counted(factor_differences(given_matrix('factors-photographs'))) or 'none'}. They decide little.",
         "One learning rate for all structures favours those that it suits; the search shows each structure's best.",
         f'The margin of {SMALLEST_DIFFERENCE:g} point and the {LEAST_SEEDS} seeds are our choice.') if text]
 
