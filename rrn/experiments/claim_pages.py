@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from ..common.core import files_at_rest, repo_root, whole_file
 from ..common.viz import Picture
-from .claims import (asked_of, Claim, claim_terms, CLAIMS, claims_table, counted_verdicts, first_line, our_terms,
-                                    our_text, paper_text, SMALLEST_DIFFERENCE, verdict_text)
+from .claims import (asked_of, Claim, claim_terms, CLAIMS, claims_table, counted_verdicts, first_line,
+                                    our_terms, our_text, paper_text, SMALLEST_DIFFERENCE, verdict_text)
 from .exam import EXAMS, published_exams, skills_summary
 from .matrix import kind_of, Matrix, PAGES, report_place
 from .record import published_run, rows_file, Run

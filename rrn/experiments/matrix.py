@@ -281,7 +281,8 @@ DEPTHS = {                        # name: how scenes are drawn, fields of the co
 def depth_matrix(name) -> Matrix:
     "The decisive four with one knob turned, at 1,200 steps."
     scenes, values = DEPTHS[name]
-    return Matrix(f'depth-{name}', f'{DRAWN_NOTE}; knob `{name}`', 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
+    note = f'{DRAWN_NOTE}; knob `{name}`'
+    return Matrix(f'depth-{name}', note, 'small', ('shapes-unc',), seeds=(0, 1, 2), rows=(), repeated=(),
                   prefix=f'depth-{name}-' if scenes or values else '', scenes=scenes,
                   data_root=f'data/scenes-{name}' if scenes else '', overrides=dict(iterations=1200) | values,
                   asked=with_control(DECISIVE))

@@ -177,7 +177,8 @@ def pyramid_sentence(claims:pd.DataFrame) -> str:
     verb = verbs.get(line.verdict, 'against none')
     return f'Refinement over C5, C4 and C3 {verb}: {verdict_words(line)}; the paper has {paper_text(line)} points.'
 
-OTHERS = {'row11-more-row5': 'LSTM against plain, both with ReLU', 'row11-more-row9': 'LSTM against RNN, both with ReLU',
+OTHERS = {'row11-more-row5': 'LSTM against plain, both with ReLU',
+          'row11-more-row9': 'LSTM against RNN, both with ReLU',
           'row12-more-row11': 'tanh against ReLU in the LSTM',
           'row3-more-row2': 'One update over C5 against none'}     # beside `MAIN_CLAIMS`
 
@@ -222,7 +223,7 @@ def objections(claims:pd.DataFrame, photographs:pd.DataFrame, small, paper, made
         '[factors](tables/factors.md).',
         share_of_first_map(claims),
         f"On photographs the verdicts on the paper's claims are: {counted(photographs) or 'none'}; on gates, "
-        f"normalised: {counted(factor_differences(given_matrix('factors-photographs'))) or 'none'}. They decide little.",
+        f"normalised: {counted(factor_differences(given_matrix('factors-photographs'))) or 'none'}. All decide little.",
         "One learning rate for all structures favours those that it suits; the search shows each structure's best.",
         f'The margin of {SMALLEST_DIFFERENCE:g} point and the {LEAST_SEEDS} seeds are our choice.') if text]
 
