@@ -17,7 +17,7 @@ from ..train import read_log
 from .claims import (claims_table, linked, our_text, p_text, QUESTIONS, SMALLEST_DIFFERENCE,
                                     verdict_text)
 from .matrix import (at_rate, FACTORS, kind_of, Matrix, people_keys, PEOPLE_SPLITS, RATES, record_state,
-                                    record_that_counts, SEARCHED, splits_of)
+                                    record_that_counts, splits_of)
 from .figures import save_figure
 from .jobs import CONTROLS
 from .record import read_rows, rows_file, Run
@@ -60,8 +60,7 @@ def factors_table(matrix:Matrix) -> pd.DataFrame:
 def rates_table(matrix:Matrix) -> pd.DataFrame:
     "Overall IoU in percent on the search scenes: a row a combination, a column a rate; NaN for what is not there."
     score = lambda name: results(matrix, name, matrix.main_dataset, 'val')
-    found = {name: {lr: score(at_rate(name, lr)[0]) for lr in RATES if at_rate(name, lr)[0] in SEARCHED}
-             for name in FACTORS}
+    found = {name: {lr: score(at_rate(name, lr)[0]) for lr in RATES} for name in FACTORS}
     values = {name: {lr: r.interval().value for lr, r in rates.items() if r} for name, rates in found.items()}
     return pd.DataFrame.from_dict(values, orient='index', columns=None).reindex(columns=RATES)
 

@@ -14,7 +14,7 @@ __all__ = ['TABLE1', 'EARLIER_SYSTEMS', 'SECOND_LINES', 'SECOND_SYSTEMS', 'ABLAT
            'count_files', 'is_made', 'has_counts', 'published_record', 'record_that_counts', 'record_state',
            'is_published', 'reports_folder', 'report_place', 'papermill_command', 'step_parameters', 'step_command',
            'gpu_places', 'gpu_names', 'take_slot', 'device_slot', 'unlock_if_alone', 'settings_of', 'split_settings',
-           'draw_scenes', 'run_step', 'evaluate_on_people', 'make_report', 'publish_all', 'main']
+           'draw_scenes', 'run_step', 'evaluate_shuffled', 'evaluate_on_people', 'make_report', 'publish_all', 'main']
 
 # %% ../../nbs/3_experiments/08_matrix.ipynb #9e7e6291
 import contextlib, functools, hashlib, importlib.util, json, os, re, subprocess, sys, tempfile
@@ -28,7 +28,7 @@ from ..common.command import as_command, typed_settings
 from ..common.core import need_checkout, one_of, read_once, repo_root, RRNError, whole_file
 from ..data.datasets import READERS
 from ..data.shapes import ensure
-from .jobs import evaluate_splits, open_evaluation
+from .jobs import CONTROLS, evaluate_as, evaluate_splits, open_evaluation
 from .record import published_folder, published_run, rows_file, Run, run_name, runs_folder
 from .report import publish
 from ..model import Config, NOISES, preset, PRESETS
@@ -116,7 +116,7 @@ def at_rate(name, lr) -> tuple:
     "(name, `System`) of a factor's combination at a learning rate."
     return f'{name}-lr{lr:g}', System(f'{FACTORS[name].name}, {lr:g}', FACTORS[name].values | dict(lr=lr))
 
-SEARCHED = dict(at_rate(name, lr) for lr, name in product(RATES, FACTORS) if lr > RATES[-1] or name in DECISIVE)
+SEARCHED = dict(at_rate(name, lr) for lr, name in product(RATES, FACTORS))
 
 NOISE_RATES = (.05, .1, .24)      # of RefCOCO and its family, 5 to 24 % of the labels are said to be wrong
 NOISE_SYSTEMS = (*DECISIVE[:3], 'row2')      # what is trained on wrong labels; row 2 has no refinement
@@ -567,7 +567,14 @@ def run_step(matrix:Matrix, step:str, name:str, runs_per_gpu=1):
         done = subprocess.run(step_command(matrix, cell, step, device), cwd=repo_root(), env=_with_modules_from_here())
         if done.returncode:
             raise RRNError(f"{step} of run {name} failed; what it says stands above and in {folder/step}.ipynb.")
+        if step == 'train': evaluate_shuffled(matrix, cell, device)
         if step == 'evaluate' and cell.people: evaluate_on_people(matrix, cell, device)
+
+def evaluate_shuffled(matrix:Matrix, cell:Cell, device='auto'):
+    "Add to a run's record how it does on validation with other pictures' sentences: what it must beat to be compared."
+    place = dict(data_root=matrix.data_root) if matrix.data_root else {}
+    job = open_evaluation(run=cell.run, folder=matrix.folder, splits='val', device=device, **place)
+    evaluate_as(job, f"{job.label} val{CONTROLS['shuffled']}", 'val', 'shuffled')
 
 def evaluate_on_people(matrix:Matrix, cell:Cell, device='auto'):
     "Add to a run's record how it does, with all controls, on the sentences that people wrote."
