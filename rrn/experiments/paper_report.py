@@ -115,7 +115,7 @@ def factors_short(scores:pd.DataFrame) -> str:
     wide = wide.pivot(index='structure', columns='normalisation', values='cell').fillna('')
     return markdown(wide.loc[own.structure.unique(), own.normalisation.unique()].reset_index().astype(object))
 
-NUMBERED = {BARE_KEY: 'as the equations stand', MIXED: "with the program's normalised cell",
+NUMBERED = {BARE_KEY: 'as the equations stand', MIXED: "if the LSTM alone is normalised, with the program's cell",
             NORMALISED_KEY: 'once every structure is normalised'}
 
 def gates_in(name:str) -> str:
