@@ -92,8 +92,8 @@ CLAIMS = [
 CLAIMS += [
     _on_unc('Of row 2, the 3x3 kernel alone: at the resolution of the map', 'row1-3x3', 'row1'),
     _on_unc('Of row 2, the loss at the resolution of the image alone: with a 1x1 kernel', 'row2-1x1', 'row1'),
-    _on_unc("What row 1 loses since its training targets lie half a cell off: with TensorFlow's coordinates, which the "
-            'program has', 'row1-tf', 'row1', section='ours'),
+    _on_unc("Row 1 with TensorFlow's coordinates, which the program has, against half-pixel ones", 'row1-tf', 'row1',
+            section='ours'),
     _on_unc("Gates help, with the released program's cell: against the RNN", 'row12-released', 'row9',
             section='ours'),
     _on_unc("The released program's cell is better than equation (2)", 'row12-released', 'row12', section='ours')]
