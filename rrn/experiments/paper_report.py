@@ -55,10 +55,12 @@ def line_of(table:pd.DataFrame, key:str, data=MAIN):
     return next(found.itertuples(), None)
 
 def on_splits(table:pd.DataFrame, line) -> str:
-    "', the same verdict on 3 of 4 splits': on how many splits a line's verdict is the same; '' for one split."
+    "'; the same sign on 3 of 3 splits, too few seeds on 1' of a line; '' for one split."
     lines = table[(table.key == line.key) & table.ours.notna()]
-    same = (lines.verdict == line.verdict).sum()
-    return f', the same verdict on {same} of {len(lines)} splits' if len(lines) > 1 else ''
+    enough = lines[lines.verdict != 'too few seeds']
+    same, few = ((enough.ours > 0) == (line.ours > 0)).sum(), len(lines) - len(enough)
+    if len(enough) < 2: return ''
+    return f'; the same sign on {same} of {len(enough)} splits' + f', too few seeds on {few}' * (few > 0)
 
 def verdict_words(line) -> str:
     "'-1.5 [-1.9 to -1.1], contradicted' of a line."
