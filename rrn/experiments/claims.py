@@ -375,11 +375,13 @@ def counted_verdicts(lines:pd.DataFrame) -> str:
 
 def claims_summary(matrix:Matrix) -> str:
     """A line for each claim in Markdown: the paper's and our difference on the first split that it is about, what that
-    stands on, and the verdicts over all splits."""
+    stands on, and the verdicts over all splits. Links are those of a page in `reports`."""
     made, rows = claims_table(matrix).dropna(subset='ours'), []
-    for text, lines in made.groupby('claim', sort=False):
+    pages = Path('claims', matrix.subfolder).as_posix()
+    for _, lines in made.groupby('claim', sort=False):
         first = first_line(lines)
-        rows.append([text, first.data, paper_text(first), our_text(first), first.stands_on, counted_verdicts(lines)])
+        said = linked(first, pages), first.data, paper_text(first), our_text(first)
+        rows.append([*said, first.stands_on, counted_verdicts(lines)])
     return markdown(pd.DataFrame(rows, columns=['claim', 'first on', 'paper', 'ours', 'stands on', 'verdicts']))
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #102d7bb0
