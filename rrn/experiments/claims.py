@@ -434,10 +434,12 @@ def settings_scores(matrix:Matrix, settings:list) -> pd.DataFrame:
 
 def settings_table(matrix:Matrix, settings:list, claims=CLAIMS) -> pd.DataFrame:
     """The claims' differences on the main data set's validation split, a column for each of `settings`; only what there
-    is in two of them."""
-    kind, lines = kind_of(matrix.main_dataset), []
+    is in two of them, and what can be tested there."""
+    main, lines = matrix.main_dataset, []
+    kind = kind_of(main)
     for c in claims:
         if c.against or (kind, 'val') not in claim_splits(c): continue
+        if not_testable(c, stands_on(matrix, c.a[0], main)): continue
         found = [our_difference(c, with_settings(matrix, changes), kind, 'val') for changes in settings]
         lines.append([c.text, paper_difference(c, kind, 'val'), *(f and f.estimate.interval() for f in found)])
     return _in_two_settings(lines, ['claim', 'paper'], settings)
