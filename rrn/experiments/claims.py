@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['EXPECTATIONS', 'SMALLEST_DIFFERENCE', 'PRECISION_METRICS', 'CLAIMS', 'TEST_A_OF_SCENES', 'PLACES_MADE', 'SIZES_DRAWN',
            'TABLE2_NAMES', 'LEVEL', 'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS', 'NO_VERDICTS', 'STANDS_ON',
-           'CLAIM_COLUMNS', 'PAGE_COLUMNS', 'Claim', 'claim', 'claim_terms', 'claim_splits', 'paper_score',
-           'paper_difference', 'our_terms', 'our_difference', 'split_seed', 'holm', 'verdict', 'control_gaps',
-           'beats_control', 'training_doubt', 'stands_on', 'not_testable', 'claims_table', 'claim_line', 'our_part',
-           'first_doubt', 'with_verdicts', 'line_verdict', 'undecided_why', 'paper_text', 'our_text', 'p_text',
-           'verdict_text', 'claim_pages_from_tables', 'linked', 'page_row', 'claims_page', 'first_line',
+           'CLAIM_COLUMNS', 'PAGE_COLUMNS', 'Claim', 'claim', 'claim_terms', 'claim_splits', 'printed_score',
+           'paper_score', 'paper_difference', 'our_terms', 'our_difference', 'split_seed', 'holm', 'verdict',
+           'control_gaps', 'beats_control', 'training_doubt', 'stands_on', 'not_testable', 'claims_table', 'claim_line',
+           'our_part', 'first_doubt', 'with_verdicts', 'line_verdict', 'undecided_why', 'paper_text', 'our_text',
+           'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked', 'page_row', 'claims_page', 'first_line',
            'counted_verdicts', 'claims_summary', 'with_settings', 'settings_seen', 'settings_title', 'settings_scores',
            'settings_table', 'settings_page', 'write_claims']
 
@@ -155,12 +155,17 @@ def claim_splits(claim:Claim) -> list:
 # %% ../../nbs/3_experiments/10_claims.ipynb #5c8ab13c
 TABLE2_NAMES = {(system, crf): name for name, system, crf in TABLE2}
 
-def paper_score(system, kind, split, metric='overall_iou'):
-    "A score that the paper prints for (system, crf) on a split, or None."
+def printed_score(system, kind, split, metric='overall_iou') -> tuple:
+    "(score, 'Table 2') that the paper prints for (system, crf) on a split, or (None, '')."
     known, (key, crf) = paper_numbers(), system
     two = known.get(('table2', TABLE2_NAMES.get(system), f'{kind} {split}')) if metric == 'overall_iou' else None
-    in_table1 = (kind, split, crf) == ('unc', 'val', False)
-    return known.get(('table1', key, metric)) if two is None and in_table1 else two
+    if two is not None: return two, 'Table 2'
+    one = known.get(('table1', key, metric)) if (kind, split, crf) == ('unc', 'val', False) else None
+    return (None, '') if one is None else (one, 'Table 1')
+
+def paper_score(system, kind, split, metric='overall_iou'):
+    "A score that the paper prints for (system, crf) on a split, or None."
+    return printed_score(system, kind, split, metric)[0]
 
 def paper_difference(claim:Claim, kind, split):
     "The paper's signed sum in points, or None where a term was not published."
