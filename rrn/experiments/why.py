@@ -330,7 +330,7 @@ def draw_panel(ax, table, measure, parts, title):
     if measure in ('gradient', 'rms'): ax.set_yscale('log')
     ax.set_title(title, fontsize=8)
     ax.set_xticks(sorted(table.step.unique()))
-    ax.tick_params(labelsize=7)
+    ax.tick_params(labelsize=7, which='both')
     ax.grid(alpha=.3)
 
 def draw_why(table) -> Picture:
@@ -341,7 +341,8 @@ def draw_why(table) -> Picture:
         row[0].set_ylabel(f'{when} training', fontsize=9)
     for ax in row: ax.set_xlabel('step t', fontsize=8)
     shown = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-    fig.legend(shown.values(), shown, loc='outside lower center', ncols=5, fontsize=8, frameon=False)
+    fig.legend(shown.values(), shown, loc='outside lower center', ncols=6, fontsize=7, frameon=False,
+               title='Lines of one colour are seeds.', title_fontsize=7)
     return fig
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w190002a
