@@ -31,7 +31,7 @@ from .factors import FACTOR_CLAIMS, factor_differences
 from .matrix import given_matrix, record_state, report_place
 from .noisy import noise_claims, NOISE_CLAIMS, noise_sentence
 from .record import published_runs
-from .report import markdown, relinked, render
+from .report import in_words, markdown, relinked, render
 from ..model import preset
 
 mistune = optional_module('mistune', 'the report as HTML')
@@ -55,12 +55,12 @@ def line_of(table:pd.DataFrame, key:str, data=MAIN):
     return next(found.itertuples(), None)
 
 def on_splits(table:pd.DataFrame, line) -> str:
-    "'; the same sign on 3 of 3 splits, too few seeds on 1' of a line; '' for one split."
+    "'; same sign on 3 of 3 splits, too few seeds on 1' of a line; '' for one split."
     lines = table[(table.key == line.key) & table.ours.notna()]
     enough = lines[lines.verdict != 'too few seeds']
     same, few = ((enough.ours > 0) == (line.ours > 0)).sum(), len(lines) - len(enough)
     if len(enough) < 2: return ''
-    return f'; the same sign on {same} of {len(enough)} splits' + f', too few seeds on {few}' * (few > 0)
+    return f'; same sign on {same} of {len(enough)} splits' + f', too few seeds on {few}' * (few > 0)
 
 def to_claim(key:str, text:str, folder='factors') -> str:
     "A text as a link from the report to the page of a claim; `folder`: of the matrix in `reports/claims`."
@@ -202,7 +202,7 @@ def runs_on_record() -> dict:
     for group, r in trained: groups.setdefault(group, []).append(r)
     said = [f"{len(found)} {group} ({sum(r['training_seconds'] for r in found) / 3600:.1f} hours)"
             for group, found in sorted(groups.items())]
-    devices = ' and '.join(sorted({r['device'] for _, r in trained}))
+    devices = in_words(' and '.join(sorted({r['device'] for _, r in trained})))
     return dict(n=len(trained), hours=sum(r['training_seconds'] for _, r in trained) / 3600,
                 text=f"{len(trained)} runs on record: {', '.join(said)}; on {devices}")
 
@@ -214,8 +214,8 @@ def cost_sentence_of_reports() -> str:
     if not path.exists(): return ''
     found = read_json(path, 'cost of the reports')
     minutes = sum(found['seconds'].values()) / 60
-    return ("From these records `uv run snakemake reports --cores 2` makes tables, claim pages, this report and the "
-            f"crate again in {minutes:.1f} minutes of computing ({found['device']}).")
+    return ("From these records `uv run snakemake reports --cores 2` makes all of this again "
+            f"in {minutes:.1f} minutes of computing ({in_words(found['device'])}).")
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #aaf5b894
 def objections(claims:pd.DataFrame, photographs:pd.DataFrame, small, paper, made:int, wanted:int) -> list:
