@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['common_seeds', 'seed_terms', 'seed_differences', 'image_differences', 'draw_claim', 'draw_line', 'draw_images',
-           'svg_bytes', 'claims_place', 'link_from', 'run_named', 'term_text', 'seed_rows', 'term_keys', 'claim_page',
-           'all_claims', 'compared', 'claims_index', 'claim_files', 'write_claim_pages']
+           'svg_bytes', 'claims_place', 'link_from', 'run_named', 'term_text', 'seed_rows', 'term_keys', 'printed',
+           'claim_page', 'all_claims', 'definitions', 'compared', 'claims_index', 'claim_files', 'write_claim_pages']
 
 # %% ../../nbs/3_experiments/23_claim_pages.ipynb #38fa162b
 import io, os, re
@@ -17,7 +17,8 @@ import pandas as pd
 from ..common.core import files_at_rest, repo_root, whole_file
 from ..common.viz import Picture
 from .claims import (asked_of, Claim, claim_terms, CLAIMS, claims_table, counted_verdicts, first_line,
-                                    our_terms, our_text, paper_text, SMALLEST_DIFFERENCE, verdict_text)
+                                    our_terms, our_text, paper_text, printed_score, SMALLEST_DIFFERENCE,
+                                    verdict_text)
 from .exam import EXAMS, published_exams, skills_summary
 from .matrix import kind_of, Matrix, PAGES, report_place
 from .record import published_run, rows_file, Run
@@ -124,14 +125,22 @@ def term_keys(c:Claim, matrix:Matrix, kind, split) -> list:
     names = {kind_of(d): d for d in matrix.datasets}
     return [f'{names[k]} {s}' + ' (dcrf)' * crf for _, (_, crf), k, s, _ in claim_terms(c, kind, split)]
 
+def printed(c:Claim, line) -> str:
+    "'+4.52 (57.24 - 52.72, Table 2)': the paper's difference in a line, and the scores that it is the difference of."
+    terms = claim_terms(c, *line.data.split())
+    found = [(sign, *printed_score(*rest)) for sign, *rest in terms]
+    if c.about or any(score is None for _, score, _ in found): return paper_text(line)
+    scores = ''.join(f" {'-' if sign < 0 else '+'} {score:.2f}" for sign, score, _ in found).removeprefix(' + ')
+    return f"{paper_text(line)} ({scores}, {' and '.join(sorted({table for *_, table in found}))})"
+
 def claim_page(c:Claim, matrix:Matrix, lines:pd.DataFrame, terms:dict, place:Path) -> str:
     "The page of a claim in the folder `place`: its lines of `claims_table`, and every run behind; `terms`, by data."
     columns = ['on', 'seed', 'difference [95 % for other images]', 'scores and runs']
     rows = [row for data in lines.data for row in seed_rows(c, matrix, place, data, terms[data])]
-    shown = [[r.data, paper_text(r), our_text(r), int(r.seeds), r.stands_on, verdict_text(r)]
+    shown = [[r.data, printed(c, r), our_text(r), int(r.seeds), r.stands_on, verdict_text(r)]
              for r in lines.itertuples()]
     heads = ['on', 'paper', 'ours [95 % interval]', 'seeds', 'stands on', 'verdict']
-    return render('claim.md', claim=c, matrix=matrix, all=all_claims(matrix, place),
+    return render('claim.md', claim=c, matrix=matrix, all=all_claims(matrix, place), words=definitions(place),
                   table=markdown(pd.DataFrame(shown, columns=heads, dtype=object)), systems=compared(c, matrix),
                   runs=markdown(pd.DataFrame(rows, columns=columns, dtype=object)))
 
@@ -140,6 +149,10 @@ def all_claims(matrix:Matrix, place:Path) -> str:
     page = next((page for page, names in PAGES.items() if matrix.name in names), None)
     listed = repo_root()/'reports'/'tables'/f'{page}.md' if page else report_place(matrix, 'tables')/'claims.md'
     return os.path.relpath(listed, place)
+
+def definitions(place:Path) -> str:
+    "The page that defines the verdicts, as a link from the folder `place`."
+    return os.path.relpath(repo_root()/'reports'/'tables'/'claims.md', place)
 
 def compared(c:Claim, matrix:Matrix) -> list:
     "What a claim compares, in words: the names of its systems."

@@ -8,13 +8,13 @@ __all__ = ['EXPECTATIONS', 'SMALLEST_DIFFERENCE', 'PRECISION_METRICS', 'CLAIMS',
            'FACTOR_CLAIMS', 'DEPTH_CLAIMS', 'NOISE_PAIRS', 'NOISE_CLAIMS', 'ASKED', 'TABLE2_NAMES', 'LEVEL',
            'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS', 'NO_VERDICTS', 'STANDS_ON', 'CLAIM_COLUMNS', 'LINE_COLUMNS',
            'PAGE_COLUMNS', 'Claim', 'claim', 'order_claims', 'noise_levels', 'noisy_name', 'noise_claim', 'asked_of',
-           'is_asked', 'claim_terms', 'claim_splits', 'paper_score', 'paper_difference', 'our_terms', 'our_difference',
-           'split_seed', 'holm', 'verdict', 'control_gaps', 'beats_control', 'training_doubt', 'stands_on',
-           'not_testable', 'claim_lines', 'claim_line', 'form', 'first_doubt', 'with_verdicts', 'with_intervals',
-           'corrected_p', 'line_verdict', 'undecided_why', 'family', 'claims_table', 'count_tests', 'paper_text',
-           'our_text', 'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked', 'page_row', 'claims_page',
-           'first_line', 'counted_verdicts', 'claims_summary', 'with_settings', 'settings_seen', 'settings_title',
-           'settings_scores', 'settings_table', 'settings_page', 'write_claims']
+           'is_asked', 'claim_terms', 'claim_splits', 'printed_score', 'paper_score', 'paper_difference', 'our_terms',
+           'our_difference', 'split_seed', 'holm', 'verdict', 'control_gaps', 'beats_control', 'training_doubt',
+           'stands_on', 'not_testable', 'claim_lines', 'claim_line', 'form', 'first_doubt', 'with_verdicts',
+           'with_intervals', 'corrected_p', 'line_verdict', 'undecided_why', 'family', 'claims_table', 'count_tests',
+           'paper_text', 'our_text', 'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked', 'page_row',
+           'claims_page', 'first_line', 'counted_verdicts', 'claims_summary', 'with_settings', 'settings_seen',
+           'settings_title', 'settings_scores', 'settings_table', 'settings_page', 'write_claims']
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #75ce8364
 import os
@@ -84,7 +84,7 @@ CLAIMS = [
     _on_unc('FPN is the worst row of all: below the next lowest, D-LSTM', 'row8', 'row1', 'less', section='Table 1'),
     claim('Sharing weights costs little', 'row9', 'row5', 'same'),
     _on_unc('Gates help: LSTM against RNN, both with ReLU', 'row11', 'row9'),
-    claim('Gates help: each structure at its best, LSTM against RNN', 'row12', 'row9'),
+    claim("Gates help: the paper's best of each, LSTM with tanh against RNN with ReLU", 'row12', 'row9'),
     _on_unc('tanh helps the LSTM', 'row12', 'row11'),
     _on_unc('tanh hurts the RNN', 'row10', 'row9', 'less'),
     _on_unc('C5 alone is worse, for the same number of updates', 'row13', 'row12', 'less'),
@@ -97,8 +97,8 @@ CLAIMS += [
     _on_unc('Of row 2, the 3x3 kernel alone: at the resolution of the map', 'row1-3x3', 'row1', section='ours'),
     _on_unc('Of row 2, the loss at the resolution of the image alone: with a 1x1 kernel', 'row2-1x1', 'row1',
             section='ours'),
-    _on_unc("What row 1 loses since its training targets lie half a cell off: with TensorFlow's coordinates, which the "
-            'program has', 'row1-tf', 'row1', section='ours'),
+    _on_unc("Row 1 with TensorFlow's coordinates, which the program has, against half-pixel ones", 'row1-tf', 'row1',
+            section='ours'),
     _on_unc("Gates help, with the released program's cell: against the RNN", 'row12-released', 'row9',
             section='ours'),
     _on_unc('The LSTM beats the plain structure where both have ReLU', 'row11', 'row5', section='ours'),
@@ -226,12 +226,17 @@ def claim_splits(claim:Claim) -> list:
 # %% ../../nbs/3_experiments/10_claims.ipynb #5c8ab13c
 TABLE2_NAMES = {(system, crf): name for name, system, crf in TABLE2}
 
-def paper_score(system, kind, split, metric='overall_iou'):
-    "A score that the paper prints for (system, crf) on a split, or None."
+def printed_score(system, kind, split, metric='overall_iou') -> tuple:
+    "(score, 'Table 2') that the paper prints for (system, crf) on a split, or (None, '')."
     known, (key, crf) = paper_numbers(), system
     two = known.get(('table2', TABLE2_NAMES.get(system), f'{kind} {split}')) if metric == 'overall_iou' else None
-    in_table1 = (kind, split, crf) == ('unc', 'val', False)
-    return known.get(('table1', key, metric)) if two is None and in_table1 else two
+    if two is not None: return two, 'Table 2'
+    one = known.get(('table1', key, metric)) if (kind, split, crf) == ('unc', 'val', False) else None
+    return (None, '') if one is None else (one, 'Table 1')
+
+def paper_score(system, kind, split, metric='overall_iou'):
+    "A score that the paper prints for (system, crf) on a split, or None."
+    return printed_score(system, kind, split, metric)[0]
 
 def paper_difference(claim:Claim, kind, split):
     "The paper's signed sum in points, or None where a term was not published."
@@ -482,11 +487,13 @@ def counted_verdicts(lines:pd.DataFrame) -> str:
 
 def claims_summary(matrix:Matrix) -> str:
     """A line for each claim in Markdown: the paper's and our difference on the first split that it is about, what that
-    stands on, and the verdicts over all splits."""
+    stands on, and the verdicts over all splits. Links are those of a page in `reports`."""
     made, rows = claims_table(matrix).dropna(subset='ours'), []
-    for text, lines in made.groupby('claim', sort=False):
+    pages = Path('claims', matrix.subfolder).as_posix()
+    for _, lines in made.groupby('claim', sort=False):
         first = first_line(lines)
-        rows.append([text, first.data, paper_text(first), our_text(first), first.stands_on, counted_verdicts(lines)])
+        said = linked(first, pages), first.data, paper_text(first), our_text(first)
+        rows.append([*said, first.stands_on, counted_verdicts(lines)])
     return markdown(pd.DataFrame(rows, columns=['claim', 'first on', 'paper', 'ours', 'stands on', 'verdicts']))
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #102d7bb0
@@ -539,10 +546,12 @@ def settings_scores(matrix:Matrix, settings:list) -> pd.DataFrame:
 
 def settings_table(matrix:Matrix, settings:list, claims=CLAIMS) -> pd.DataFrame:
     """The claims' differences on the main data set's validation split, a column for each of `settings`; only what there
-    is in two of them."""
-    kind, lines = kind_of(matrix.main_dataset), []
+    is in two of them, and what can be tested there."""
+    main, lines = matrix.main_dataset, []
+    kind = kind_of(main)
     for c in claims:
         if c.against or (kind, 'val') not in claim_splits(c): continue
+        if not_testable(c, stands_on(matrix, c.a[0], main)): continue
         found = [our_difference(c, with_settings(matrix, changes), kind, 'val') for changes in settings]
         lines.append([c.text, paper_difference(c, kind, 'val'), *(f and f.estimate.interval() for f in found)])
     return _in_two_settings(lines, ['claim', 'paper'], settings)

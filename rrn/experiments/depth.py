@@ -7,6 +7,7 @@ __all__ = ['DEPTH_MATRICES', 'depth_differences', 'depth_scores', 'order_returns
            'write_depth', 'save_depth']
 
 # %% ../../nbs/3_experiments/20_depth.ipynb #d2000002
+import textwrap
 from pathlib import Path
 import pandas as pd
 from ..common.core import whole_file
@@ -44,16 +45,18 @@ def order_returns(table, lstm='row12-gates-cell') -> list:
 # %% ../../nbs/3_experiments/20_depth.ipynb #d200000e
 def draw_depth(table) -> Picture:
     "A panel a claim: the difference on unc val with its interval, a line a knob."
-    fig = Picture(10, 2.1)
-    panels, knobs = fig.subplots(1, len(DEPTH_CLAIMS), sharey=True), list(dict.fromkeys(table.knob))[::-1]
+    knobs = list(dict.fromkeys(table.knob))[::-1]
+    fig = Picture(10, .2 * len(knobs) + 1.5)
+    panels = fig.subplots(1, len(DEPTH_CLAIMS), sharex=True, sharey=True)
     for ax, c in zip(panels, DEPTH_CLAIMS):
         ax.axvspan(-SMALLEST_DIFFERENCE, SMALLEST_DIFFERENCE, color='0.9', lw=0)
         for line in table[table.key == c.key].itertuples():
             draw_interval(ax, line, knobs.index(line.knob))
-        ax.set_title(c.text.replace(', ', ',\n', 1), fontsize=7)
+        ax.set_title(textwrap.fill(c.text, 30), fontsize=7)
+        ax.set_ylim(-.6, len(knobs) - .4)
         ax.set_yticks(range(len(knobs)), knobs, fontsize=8)
         ax.tick_params(axis='x', labelsize=7)
-    panels[0].set_xlabel('points of overall IoU', fontsize=8)
+    fig.supxlabel('points of overall IoU, unc val', fontsize=8)
     return fig
 
 # %% ../../nbs/3_experiments/20_depth.ipynb #d2000011

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['STRUCTURE_NAMES', 'NORMALISATIONS', 'SCORE_COLUMNS', 'PAIRS', 'factor_differences', 'factor_line', 'factors_table',
            'rates_table', 'rates_text', 'validation_curve', 'curve_differences', 'draw_curves', 'draw_interval',
-           'draw_differences', 'people_results', 'people_text', 'people_cell', 'questions_text', 'scores_text',
-           'factors_page', 'write_factors', 'save_figures']
+           'heights_by_question', 'draw_differences', 'label_questions', 'people_results', 'people_text', 'people_cell',
+           'photographs_text', 'training_text', 'questions_text', 'scores_text', 'factors_page', 'write_factors',
+           'save_figures']
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180002
+import re, textwrap
 from pathlib import Path
 import pandas as pd
 from ..common.core import files_at_rest, read_once, whole_file
@@ -20,7 +22,7 @@ from .matrix import (at_rate, FACTORS, kind_of, Matrix, people_keys, PEOPLE_SPLI
                                     record_that_counts, splits_of)
 from .figures import save_figure
 from .jobs import CONTROLS
-from .record import read_rows, rows_file, Run
+from .record import read_metrics, read_rows, rows_file, Run
 from .report import markdown, render
 from .tables import results, stack_counts, system_records
 from .workflow import FACTOR_FILES, FACTOR_PICTURES
@@ -117,19 +119,42 @@ def draw_interval(ax, line, y):
     ax.plot([line.low, line.high], [y, y], color='C0', lw=1.5)
     ax.plot(line.ours, y, 'o', color='C0', ms=4)
 
+def heights_by_question(lines:pd.DataFrame) -> tuple:
+    "({question: height of its heading}, heights of the lines), from the top down: headings stand above their lines."
+    heads, heights, y = {}, [], 0
+    for question in lines.question:
+        if question not in heads:
+            heads[question] = y
+            y -= 1
+        heights.append(y)
+        y -= 1
+    return heads, heights
+
 def draw_differences(table:pd.DataFrame, data='unc val') -> Picture:
-    "The lines of `factor_differences` on a split: difference and interval in points, by question."
-    lines = table[(table.data == data) & table.ours.notna()].iloc[::-1]
-    fig = Picture(8.6, .26 * len(lines) + .9)
+    "The lines of `factor_differences` on a split: difference and interval in points, by question; right, the verdicts."
+    lines = table[(table.data == data) & table.ours.notna()]
+    heads, heights = heights_by_question(lines)
+    fig = Picture(9.6, .22 * (len(lines) + len(heads)) + .9, dpi=110)     # letters as wide as `save_figure` has them
     ax = fig.subplots()
     ax.axvspan(-SMALLEST_DIFFERENCE, SMALLEST_DIFFERENCE, color='0.9', lw=0)
     ax.axvline(0, color='k', lw=.6)
-    for y, line in enumerate(lines.itertuples()):
+    for y, line in zip(heights, lines.itertuples()):
         draw_interval(ax, line, y)
-    ax.set_yticks(range(len(lines)), [f'{r.claim}: {r.verdict}' for r in lines.itertuples()], fontsize=7)
+        ax.text(1.01, y, line.verdict, transform=ax.get_yaxis_transform(), fontsize=7, va='center')
+    label_questions(ax, heads, dict(zip(heights, lines.claim)))
     ax.set_xlabel(f'points of overall IoU, {data}', fontsize=8)
     ax.tick_params(axis='x', labelsize=7)
     return fig
+
+def label_questions(ax, heads:dict, claims:dict):
+    "Left of a panel, the questions in bold and their claims, {height: claim}, in lines that fit; a rule above each."
+    said = claims | {y: question for question, y in heads.items()}
+    ax.set_yticks([*said], [textwrap.fill(text, 64) for text in said.values()], fontsize=7)
+    for label, y in zip(ax.get_yticklabels(), said):
+        if y in heads.values(): label.set_weight('bold')
+    for y in heads.values(): ax.axhline(y + .5, color='0.7', lw=.6)
+    ax.tick_params(axis='y', length=0)
+    ax.set_ylim(min(said, default=0) - .6, .5)
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180022
 def people_results(matrix:Matrix, system, dataset, words='own'):
@@ -156,6 +181,22 @@ def people_cell(matrix:Matrix, system, dataset) -> str:
     if not own or not other: return ''
     i = own.interval()
     return f'{i.value:.1f} [{i.low:.1f} to {i.high:.1f}] ({other.interval().value:.1f})'
+
+# %% ../../nbs/3_experiments/18_factors.ipynb #fc180026
+def photographs_text(matrix:Matrix) -> str:
+    "What a matrix's runs on photographs train on, and on how many photographs they are scored; '' for none."
+    main = matrix.main_dataset
+    made = [run for system, *_ in matrix.asked for run in system_records(matrix, system, main).values() if run.exists]
+    if not made: return ''
+    scores, keys = read_metrics(made[0].metrics), [f'{main} {split}' for split in splits_of(main)]
+    scored = ', '.join(f"{scores[key]['images']} of {key}" for key in keys if 'images' in scores.get(key, {}))
+    return f'{training_text(made[0])}Scored are photographs: {scored}.'
+
+def training_text(run:Run) -> str:
+    "How many sentences a run's training split has, and which pictures were left out; '' where its record does not say."
+    found, left_out = re.search(r'train ([\d,]+)', run.record().get('data', '')), run.config().exclude
+    less = f', less those about the pictures in [this list](../../{left_out})' * bool(left_out)
+    return f'The training split has {found[1]} sentences{less}. ' if found else ''
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180019
 def questions_text(table:pd.DataFrame, matrix:Matrix) -> list:

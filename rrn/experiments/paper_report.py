@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['mistune', 'MAIN', 'BARE_KEY', 'NORMALISED_KEY', 'CELL_KEY', 'MIXED', 'NORM_HELPS', 'OPEN', 'ANSWERS', 'AS_WRITTEN',
            'COMPARISONS', 'NUMBERED', 'MAIN_CLAIMS', 'OTHERS', 'COST_FILE', 'BROWSERS', 'REPORT_PARTS', 'made_table',
-           'line_of', 'on_splits', 'verdict_words', 'verdict_of', 'answer_headline', 'answer_lines', 'factors_short',
-           'gates_in', 'gates_numbers', 'gates_answer', 'main_claims', 'counted', 'share_of_first_map',
+           'line_of', 'on_splits', 'to_claim', 'verdict_words', 'verdict_of', 'answer_headline', 'answer_lines',
+           'factors_short', 'gates_in', 'gates_numbers', 'gates_answer', 'main_claims', 'counted', 'share_of_first_map',
            'pyramid_sentence', 'other_lines', 'runs_on_record', 'cost_sentence_of_reports', 'objections', 'report_page',
            'scene_sizes', 'report_html', 'write_report', 'print_pdf', 'findings', 'make_pages', 'remake_tables',
            'make_parts', 'main', 'keep_cost']
@@ -31,7 +31,7 @@ from .factors import factor_differences
 from .matrix import given_matrix, record_state, report_place
 from .noisy import noise_claims, noise_sentence
 from .record import published_runs
-from .report import markdown, render
+from .report import in_words, markdown, relinked, render
 from ..model import preset
 
 mistune = optional_module('mistune', 'the report as HTML')
@@ -55,10 +55,16 @@ def line_of(table:pd.DataFrame, key:str, data=MAIN):
     return next(found.itertuples(), None)
 
 def on_splits(table:pd.DataFrame, line) -> str:
-    "', the same verdict on 3 of 4 splits': on how many splits a line's verdict is the same; '' for one split."
+    "'; same sign on 3 of 3 splits, too few seeds on 1' of a line; '' for one split."
     lines = table[(table.key == line.key) & table.ours.notna()]
-    same = (lines.verdict == line.verdict).sum()
-    return f', the same verdict on {same} of {len(lines)} splits' if len(lines) > 1 else ''
+    enough = lines[lines.verdict != 'too few seeds']
+    same, few = ((enough.ours > 0) == (line.ours > 0)).sum(), len(lines) - len(enough)
+    if len(enough) < 2: return ''
+    return f'; same sign on {same} of {len(enough)} splits' + f', too few seeds on {few}' * (few > 0)
+
+def to_claim(key:str, text:str, folder='factors') -> str:
+    "A text as a link from the report to the page of a claim; `folder`: of the matrix in `reports/claims`."
+    return f'[{text}]({Path("claims", folder, key).as_posix()}.md)'
 
 def verdict_words(line) -> str:
     "'-1.5 [-1.9 to -1.1], contradicted' of a line."
@@ -105,7 +111,8 @@ COMPARISONS = {                    # claim -> what is compared
 def answer_lines(differences:pd.DataFrame) -> list:
     "A sentence for each of `COMPARISONS` that was made: difference, verdict, and on how many splits."
     found = {said: line_of(differences, key) for key, said in COMPARISONS.items()}
-    return [f'{said}: {verdict_words(line)}{on_splits(differences, line)}.' for said, line in found.items() if line]
+    return [f'{to_claim(line.key, said)}: {our_text(line)}, {line.verdict}{on_splits(differences, line)}.'
+            for said, line in found.items() if line]
 
 def factors_short(scores:pd.DataFrame) -> str:
     "Scores on `MAIN` in Markdown: a row a structure, a column a normalisation."
@@ -115,7 +122,7 @@ def factors_short(scores:pd.DataFrame) -> str:
     wide = wide.pivot(index='structure', columns='normalisation', values='cell').fillna('')
     return markdown(wide.loc[own.structure.unique(), own.normalisation.unique()].reset_index().astype(object))
 
-NUMBERED = {BARE_KEY: 'as the equations stand', MIXED: "with the program's normalised cell",
+NUMBERED = {BARE_KEY: 'as the equations stand', MIXED: "if the LSTM alone is normalised, with the program's cell",
             NORMALISED_KEY: 'once every structure is normalised'}
 
 def gates_in(name:str) -> str:
@@ -128,7 +135,7 @@ def gates_numbers(differences:pd.DataFrame) -> str:
     "The LSTM less the plain structure in points, as the equations have it and normalised; '' where nothing is there."
     found = {said: line_of(differences, key) for key, said in NUMBERED.items()}
     found = {said: line for said, line in found.items() if line is not None}
-    parts = [f'{our_text(line)} {said}' for said, line in found.items()]
+    parts = [f'{our_text(line)} {to_claim(line.key, said)}' for said, line in found.items()]
     paper = next(filter(None, map(paper_text, found.values())), '')
     if not parts: return ''
     end = f'; the paper has {paper}.' if paper else '.'
@@ -185,7 +192,7 @@ OTHERS = {'row11-more-row5': 'LSTM against plain, both with ReLU',
 def other_lines(claims:pd.DataFrame) -> list:
     "A sentence for each of `OTHERS` that was compared."
     found = {said: line_of(claims, key) for key, said in OTHERS.items()}
-    return [f'{said}: {verdict_words(line)}; the paper has {paper_text(line) or "no number"}.'
+    return [f'{to_claim(line.key, said, "")}: {verdict_words(line)}; the paper has {paper_text(line) or "no number"}.'
             for said, line in found.items() if line]
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #87408d54
@@ -197,7 +204,7 @@ def runs_on_record() -> dict:
     for group, r in trained: groups.setdefault(group, []).append(r)
     said = [f"{len(found)} {group} ({sum(r['training_seconds'] for r in found) / 3600:.1f} hours)"
             for group, found in sorted(groups.items())]
-    devices = ' and '.join(sorted({r['device'] for _, r in trained}))
+    devices = in_words(' and '.join(sorted({r['device'] for _, r in trained})))
     return dict(n=len(trained), hours=sum(r['training_seconds'] for _, r in trained) / 3600,
                 text=f"{len(trained)} runs on record: {', '.join(said)}; on {devices}")
 
@@ -209,8 +216,8 @@ def cost_sentence_of_reports() -> str:
     if not path.exists(): return ''
     found = read_json(path, 'cost of the reports')
     minutes = sum(found['seconds'].values()) / 60
-    return ("From these records `uv run snakemake reports --cores 2` makes tables, claim pages, this report and the "
-            f"crate again in {minutes:.1f} minutes of computing ({found['device']}).")
+    return ("From these records `uv run snakemake reports --cores 2` makes all of this again "
+            f"in {minutes:.1f} minutes of computing ({in_words(found['device'])}).")
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #aaf5b894
 def objections(claims:pd.DataFrame, photographs:pd.DataFrame, small, paper, made:int, wanted:int) -> list:
@@ -242,7 +249,8 @@ def report_page(tables=None) -> str:
                   answer=gates_answer(made_table('factor-differences.csv', tables), made_table('factors.csv', tables)),
                   exams={p: (EXAMS[p], skills_sentence(found)) for p, found in published_exams().items()},
                   noise=noise_sentence(noise_claims(given_matrix('noise'))), longer=gates_in('factors-long'),
-                  photographed=gates_in('factors-photographs'), depth=order_text(depth_differences()),
+                  photographed=gates_in('factors-photographs'), gates=NORMALISED_KEY,
+                  depth=order_text(depth_differences()),
                   objections=objections(claims, photographs, small, paper, made, wanted))
 
 def scene_sizes() -> str:
@@ -292,13 +300,13 @@ def findings(record:dict,      # of a run with the control '(shuffled)', as `rea
     answer = gates_answer(made_table('factor-differences.csv', tables), made_table('factors.csv', tables))
     paper, metrics = given_matrix('paper'), record['metrics']
     made = sum(record_state(paper, cell) != 'missing' for cell in paper.cells())
-    page = render('findings.md', answer=answer, pyramid=pyramid_sentence(claims),
+    page = render('findings.md', answer=answer, pyramid=pyramid_sentence(claims), gates=NORMALISED_KEY,
                   first=share_of_first_map(claims), matrix=matrix, config=record['config'],
                   steps=preset('paper').iterations, made=made, wanted=len(paper.cells()),
                   own=metrics[key]['overall_iou'], longer=gates_in('factors-long'),
                   photographed=gates_in('factors-photographs'),
                   shuffled=metrics[f'{key} (shuffled)']['overall_iou'])
-    return page.rstrip()
+    return relinked(page.rstrip(), 'reports', '.')
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #03148849
 REPORT_PARTS = ['tables', 'pages', 'report', 'crate']

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLIND', 'TOLD', 'PUBLISHED_FILES', 'read_records', 'results_table', 'shown_key', 'markdown', 'paragraph', 'relinked',
-           'table_cell', 'render', 'cost_sentence', 'results_text', 'replace_section', 'refresh', 'what_differs',
-           'fields_text', 'day_of', 'scores', 'index_row', 'index_page', 'by_number', 'in_all', 'code_days',
-           'write_index', 'publish', 'main']
+           'table_cell', 'in_words', 'render', 'cost_sentence', 'results_text', 'replace_section', 'refresh',
+           'what_differs', 'fields_text', 'day_of', 'scores', 'index_row', 'index_page', 'by_number', 'in_all',
+           'code_days', 'write_index', 'publish', 'main']
 
 # %% ../../nbs/3_experiments/03_report.ipynb #23499823
 import functools, os, re, shutil
@@ -67,12 +67,16 @@ def table_cell(text:str) -> str:
     "A text that can stand in a table of Markdown."
     return text.replace('|', '\\|')
 
+def in_words(device:str) -> str:
+    "The name of a device, or several, as a sentence has it: records say '1 threads'."
+    return re.sub(r'\b1 threads\b', '1 thread', device)
+
 @functools.cache
 def _templates() -> Environment:
     "The templates of pages, which are files of the package."
     found = Environment(loader=FileSystemLoader(assets()/'pages'), undefined=StrictUndefined, trim_blocks=True,
                         lstrip_blocks=True, keep_trailing_newline=True)
-    found.filters |= dict(paragraph=paragraph, cell=table_cell)
+    found.filters |= dict(paragraph=paragraph, cell=table_cell, device=in_words)
     return found
 
 def render(template:str, **values) -> str:

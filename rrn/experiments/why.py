@@ -11,7 +11,8 @@ __all__ = ['RIDGE', 'PROBE_THRESHOLDS', 'WHENS', 'WHY_COLUMNS', 'GUESS_RULES', '
            'inner_values', 'inner_summary', 'Sentences', 'sentences_drawn', 'looked_at', 'untrained', 'factor_of',
            'run_lines', 'Guess', 'quantity', 'decided', 'draw_panel', 'draw_why', 'probe_row', 'draw_probes',
            'seed_mean', 'system_line', 'why_table', 'looked_up', 'closer', 'small_start', 'full_gates', 'where_lost',
-           'conclusion', 'why_page', 'write_why', 'remake_why', 'add_probe_picture', 'explain', 'main']
+           'conclusion', 'of_verdicts', 'gain_here', 'seeds_there', 'why_page', 'write_why', 'remake_why',
+           'add_probe_picture', 'explain', 'main']
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w1900002
 import gc, json, sys
@@ -29,9 +30,10 @@ from ..common.viz import grid, overlay, Picture
 from ..evaluate import masks_meant
 from .figures import save_figure
 from .jobs import make_reader, open_named, open_run
-from .matrix import FACTORS
+from .matrix import FACTORS, given_matrix
 from .record import find_run
 from .report import markdown, render
+from .tables import results
 from ..fusion import for_sentences
 from ..image import unplace
 from ..loss import segmentation_loss, upsample_probability
@@ -328,7 +330,7 @@ def draw_panel(ax, table, measure, parts, title):
     if measure in ('gradient', 'rms'): ax.set_yscale('log')
     ax.set_title(title, fontsize=8)
     ax.set_xticks(sorted(table.step.unique()))
-    ax.tick_params(labelsize=7)
+    ax.tick_params(labelsize=7, which='both')
     ax.grid(alpha=.3)
 
 def draw_why(table) -> Picture:
@@ -339,7 +341,8 @@ def draw_why(table) -> Picture:
         row[0].set_ylabel(f'{when} training', fontsize=9)
     for ax in row: ax.set_xlabel('step t', fontsize=8)
     shown = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-    fig.legend(shown.values(), shown, loc='outside lower center', ncols=5, fontsize=8, frameon=False)
+    fig.legend(shown.values(), shown, loc='outside lower center', ncols=6, fontsize=7, frameon=False,
+               title='Lines of one colour are seeds.', title_fontsize=7)
     return fig
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w190002a
@@ -430,6 +433,23 @@ def conclusion(table) -> list:
     before, after = (looked_up(table, when) for when in WHENS)
     return [small_start(before, after), full_gates(after), where_lost(after)] if before and after else []
 
+def of_verdicts() -> dict:
+    "The setting of the runs that the verdicts on gates stand on, and what norms add to equation (2) there, points."
+    matrix = given_matrix('factors')
+    c = matrix.configuration(BARE_CELL, matrix.main_dataset, 0)
+    found = [results(matrix, system, matrix.main_dataset, 'val') for system in (NORMED_CELL, BARE_CELL)]
+    gain = found[0].interval().value - found[1].interval().value if all(found) else None
+    return dict(rate=c.lr, iterations=c.iterations, gain=gain)
+
+def gain_here(table):
+    "What norms add to equation (2) in these runs after training, points; None without both cells."
+    after = looked_up(table, 'after')
+    return after[NORMED_CELL]['own head'] - after[BARE_CELL]['own head'] if after else None
+
+def seeds_there(table) -> dict:
+    "{'before' or 'after': the least number of seeds that a system has}."
+    return {when: int(some.groupby('system').seed.nunique().min()) for when, some in table.groupby('when')}
+
 def why_page(table, facts) -> str:
     "`why.md`."
     shown = why_table(table)
@@ -438,9 +458,8 @@ def why_page(table, facts) -> str:
     number = lambda v: '' if pd.isna(v) else f'{v:.3g}'
     guesses = guesses.assign(bare=guesses.bare.map(number), normed=guesses.normed.map(number))
     names = dict(bare=FACTORS[BARE_CELL].name, normed=FACTORS[NORMED_CELL].name)
-    seeds = int(table[table.when == 'after'].groupby('system').seed.nunique().min())
     return render('why.md', table=markdown(shown), guesses=markdown(guesses.rename(columns=names)), facts=facts,
-                  conclusion=conclusion(table), seeds=seeds)
+                  conclusion=conclusion(table), seeds=seeds_there(table), gain=gain_here(table), verdicts=of_verdicts())
 
 # %% ../../nbs/3_experiments/19_why.ipynb #w190002d
 WHY_FILES = ('why.csv', 'why.json', 'why.md')
