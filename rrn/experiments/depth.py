@@ -10,7 +10,7 @@ __all__ = ['DEPTH_MATRICES', 'depth_differences', 'depth_scores', 'order_returns
 import textwrap
 from pathlib import Path
 import pandas as pd
-from ..common.core import whole_file
+from ..common.core import files_at_rest, whole_file
 from ..common.viz import Picture
 from .claims import (claim_lines, DEPTH_CLAIMS, family, is_asked, linked, our_text, p_text,
                                     SMALLEST_DIFFERENCE, verdict_text, with_verdicts)
@@ -64,10 +64,11 @@ def order_text(table) -> str:
     "Where the LSTM is shown above both others, and its difference to the plain structure at each knob."
     knobs, without = order_returns(table), [k for k in DEPTHS if k not in set(table.knob)]
     missing = f" Of {', '.join(without)} no pair of runs is on record." if without else ''
-    gaps = [f'{our_text(r)} ({r.knob})' for r in table[table.key == DEPTH_CLAIMS[0].key].itertuples()]
-    said = f"The LSTM is shown above both others at {' and '.join(knobs) or 'no knob'}; it is above plain by "
+    gaps = [f'{r.ours:+.1f} ({r.knob})' for r in table[table.key == DEPTH_CLAIMS[0].key].itertuples()]
+    said = f"The LSTM is shown above both others at {' and '.join(knobs) or 'no knob'}; LSTM less plain: "
     return said + f"{', '.join(gaps)}.{missing}" if gaps else 'No run of these matrices is on record.'
 
+@files_at_rest()
 def depth_page(matrices=DEPTH_MATRICES) -> str:
     "`depth.md`."
     table, scores = depth_differences(matrices), depth_scores(matrices)

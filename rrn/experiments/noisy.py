@@ -9,7 +9,7 @@ __all__ = ['noise_scores', 'noise_claims', 'changes_of', 'noise_sentence', 'nois
 from itertools import product
 from pathlib import Path
 import pandas as pd
-from ..common.core import whole_file
+from ..common.core import files_at_rest, whole_file
 from .claims import (claims_table, linked, NOISE_CLAIMS, noise_levels, noisy_name, our_text, p_text,
                                     verdict_text)
 from .matrix import ALL_SYSTEMS, given_matrix, Matrix, NOISE_SYSTEMS
@@ -55,6 +55,7 @@ def noise_sentence(table:pd.DataFrame) -> str:
     return (f'With {100 * worst.share.iloc[0]:g} % of the training targets wrong, the verdict is another one in '
             f'{len(changed)} of {len(worst)} comparisons{which}.')
 
+@files_at_rest()
 def noise_page(matrix:Matrix) -> str:
     "`noise.md`: scores by kind and share, the comparisons, and where a verdict changes."
     scores, table = noise_scores(matrix), noise_claims(matrix)

@@ -67,8 +67,8 @@ def to_claim(key:str, text:str, folder='factors') -> str:
     return f'[{text}]({Path("claims", folder, key).as_posix()}.md)'
 
 def verdict_words(line) -> str:
-    "'-1.5 [-1.9 to -1.1], contradicted' of a line."
-    why = f' ({line.why})' if isinstance(line.why, str) and line.why else ''
+    "'-1.5 [-1.9 to -1.1], contradicted' of a line, with the reason of an open verdict."
+    why = f' ({line.why})' if isinstance(line.why, str) and line.why and line.verdict != NO_VERDICTS[2] else ''
     return f'{our_text(line)}, {line.verdict}{why}'
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #584e7524
@@ -230,11 +230,12 @@ def objections(claims:pd.DataFrame, photographs:pd.DataFrame, small, paper, made
         '[factors](tables/factors.md).',
         share_of_first_map(claims),
         f"On photographs the verdicts on the paper's claims are: {counted(photographs) or 'none'}; on gates, "
-        f"normalised: {counted(factor_differences(given_matrix('factors-photographs'))) or 'none'}. All decide little.",
+        f"normalised: {counted(factor_differences(given_matrix('factors-photographs'))) or 'none'}. Few are decided.",
         "One learning rate for all structures favours those that it suits; the search shows each structure's best.",
         f'The margin of {SMALLEST_DIFFERENCE:g} point and the {LEAST_SEEDS} seeds are our choice.') if text]
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #5ece7275
+@files_at_rest()
 def report_page(tables=None) -> str:
     "`report.md`, from the tables in a folder (default: reports/tables)."
     claims, photographs = made_table('claims.csv', tables), made_table('coco-mini/claims.csv', tables)
@@ -292,6 +293,7 @@ def print_pdf(folder=None) -> Path:
     return pdf
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #a165e70b
+@files_at_rest()
 def findings(record:dict,      # of a run with the control '(shuffled)', as `read_records` gives it
                    tables=None       # folder of tables; None: reports/tables
                   ) -> str:
