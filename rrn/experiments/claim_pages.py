@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['common_seeds', 'seed_terms', 'seed_differences', 'image_differences', 'draw_claim', 'draw_line', 'draw_images',
-           'svg_bytes', 'claims_place', 'link_from', 'run_named', 'term_text', 'seed_rows', 'term_keys', 'printed',
+           'svg_bytes', 'claims_place', 'link_from', 'run_named', 'term_text', 'seed_rows', 'term_keys', 'paper_sum',
            'claim_page', 'all_claims', 'definitions', 'compared', 'claims_index', 'claim_files', 'write_claim_pages']
 
 # %% ../../nbs/3_experiments/23_claim_pages.ipynb #38fa162b
@@ -125,7 +125,7 @@ def term_keys(c:Claim, matrix:Matrix, kind, split) -> list:
     names = {kind_of(d): d for d in matrix.datasets}
     return [f'{names[k]} {s}' + ' (dcrf)' * crf for _, (_, crf), k, s, _ in claim_terms(c, kind, split)]
 
-def printed(c:Claim, line) -> str:
+def paper_sum(c:Claim, line) -> str:
     "'+4.52 (57.24 - 52.72, Table 2)': the paper's difference in a line, and the scores that it is the difference of."
     terms = claim_terms(c, *line.data.split())
     found = [(sign, *printed_score(*rest)) for sign, *rest in terms]
@@ -137,7 +137,7 @@ def claim_page(c:Claim, matrix:Matrix, lines:pd.DataFrame, terms:dict, place:Pat
     "The page of a claim in the folder `place`: its lines of `claims_table`, and every run behind; `terms`, by data."
     columns = ['on', 'seed', 'difference [95 % for other images]', 'scores and runs']
     rows = [row for data in lines.data for row in seed_rows(c, matrix, place, data, terms[data])]
-    shown = [[r.data, printed(c, r), our_text(r), int(r.seeds), r.stands_on, verdict_text(r)]
+    shown = [[r.data, paper_sum(c, r), our_text(r), int(r.seeds), r.stands_on, verdict_text(r)]
              for r in lines.itertuples()]
     heads = ['on', 'paper', 'ours [95 % interval]', 'seeds', 'stands on', 'verdict']
     return render('claim.md', claim=c, matrix=matrix, all=all_claims(matrix, place), words=definitions(place),
