@@ -229,7 +229,7 @@ def factors_page(matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix
                   longer_questions=questions_text(factor_differences(longer), longer), photographs=photographs,
                   photographed=scores_text(factors_table(photographs)),
                   photographed_questions=questions_text(factor_differences(photographs), photographs),
-                  people=people_text(photographs),
+                  people=people_text(photographs), scored=photographs_text(photographs),
                   rate=matrix.configuration('row12', matrix.main_dataset, 0).lr,
                   steps=matrix.configuration('row12', matrix.main_dataset, 0).iterations)
 

@@ -153,7 +153,7 @@ class Matrix:
     data_root: str = ''
     seeds: tuple = (0,)             # for all rows
     more_seeds: tuple = ()          # for the rows of `repeated`
-    repeated: tuple = ('row1', 'row2', 'row5', 'row8', 'row9', 'row12')
+    repeated: tuple = ('row1', 'row2', 'row5', 'row8', 'row9', 'row11', 'row12')
     rows: tuple = tuple(TABLE1)     # of Table 1
     extra_rows: dict = field(default_factory=dict)  # of Table 1 beside the paper's: {name: `System`}; see `given_rows`
     overrides: dict = field(default_factory=dict)   # fields of Config
@@ -218,7 +218,7 @@ class Matrix:
         elsewhere = product([*SYSTEMS_OF_TABLE2, 'row2'], self.datasets)        # row 2 is Figure 5's baseline
         first = [*((s, self.main_dataset) for s in on_main), *((s, d) for s, d in elsewhere if d != self.main_dataset)]
         ablations = [*ABLATION_SYSTEMS] if self.rows == tuple(TABLE1) else []
-        again = [s for s in [*self.repeated, *self.extra_rows] if s in own]
+        again = [s for s in [*self.repeated, *self.extra_rows] if s in on_main]
         wanted = [(*p, seed) for seed in self.seeds for p in first]
         wanted += [(s, self.main_dataset, seed) for seed in self.more_seeds for s in again]
         wanted += [(s, self.main_dataset, self.seeds[0]) for s in ablations]
