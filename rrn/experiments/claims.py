@@ -11,15 +11,15 @@ __all__ = ['EXPECTATIONS', 'SMALLEST_DIFFERENCE', 'PRECISION_METRICS', 'CLAIMS',
            'is_asked', 'claim_terms', 'claim_splits', 'printed_score', 'paper_score', 'paper_difference', 'our_terms',
            'our_difference', 'split_seed', 'holm', 'verdict', 'control_gaps', 'beats_control', 'training_doubt',
            'stands_on', 'not_testable', 'claim_lines', 'claim_line', 'form', 'first_doubt', 'with_verdicts',
-           'with_intervals', 'corrected_p', 'line_verdict', 'undecided_why', 'family', 'claims_table', 'count_tests',
-           'paper_text', 'our_text', 'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked', 'page_row',
-           'claims_page', 'first_line', 'counted_verdicts', 'claims_summary', 'with_settings', 'settings_seen',
-           'settings_title', 'settings_scores', 'settings_table', 'settings_page', 'write_claims']
+           'with_intervals', 'corrected_p', 'line_verdict', 'undecided_why', 'family', 'records_now', 'claims_table',
+           'count_tests', 'paper_text', 'our_text', 'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked',
+           'page_row', 'claims_page', 'first_line', 'counted_verdicts', 'claims_summary', 'with_settings',
+           'settings_seen', 'settings_title', 'settings_scores', 'settings_table', 'settings_page', 'write_claims']
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #75ce8364
 import os
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import product
 from pathlib import Path
 import numpy as np
@@ -27,7 +27,7 @@ import pandas as pd
 from ..common.core import files_at_rest, one_of, read_json, read_once, repo_root, whole_file
 from .matrix import (at_noise, COLUMNS2, DEPTHS, kind_of, MATRICES, Matrix, NOISE_RATES, report_place,
                                     reports_folder, splits_of, SYSTEMS_OF_TABLE2, TABLE1, TABLE2)
-from .record import published_runs
+from .record import published_runs, Run, runs_folder
 from .report import markdown, render
 from .tables import (check_data, check_no_less, Difference, METRICS1, paper_numbers, results, signed_sum,
                                     system_records, table1, table2, table_conditions, Term)
@@ -410,9 +410,18 @@ def undecided_why(less:Interval, line) -> str:
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #8ff52bc0
 @read_once
-@files_at_rest()
 def family() -> pd.DataFrame:
-    "The lines of all of `ASKED`, judged together; `matrix` says whose each is."
+    "The lines of all of `ASKED`, judged together; `matrix` says whose each is. It is made anew when a record changes."
+    return _family(records_now())
+
+def records_now() -> tuple:
+    "The project's folder, and which records there are, each with the time when it was last written."
+    runs = [*published_runs(), *(Run(path.parent) for path in sorted(runs_folder().glob('*/metrics.json')))]
+    return repo_root(), *((run.folder, run.metrics.stat().st_mtime_ns) for run in runs if run.metrics.exists())
+
+@lru_cache(maxsize=1)
+@files_at_rest()
+def _family(records):
     return with_verdicts([line for name, claims in ASKED.items() for line in claim_lines(MATRICES[name], claims)])
 
 def claims_table(matrix:Matrix, claims=None) -> pd.DataFrame:

@@ -153,7 +153,7 @@ class Matrix:
     data_root: str = ''
     seeds: tuple = (0,)             # for all rows
     more_seeds: tuple = ()          # for the rows of `repeated`
-    repeated: tuple = ('row1', 'row2', 'row5', 'row8', 'row9', 'row11', 'row12')
+    repeated: tuple = ('row1', 'row2', 'row5', 'row8', 'row9', 'row11', 'row12', 'rmi')
     rows: tuple = tuple(TABLE1)     # of Table 1
     extra_rows: dict = field(default_factory=dict)  # of Table 1 beside the paper's: {name: `System`}; see `given_rows`
     overrides: dict = field(default_factory=dict)   # fields of Config
@@ -218,7 +218,7 @@ class Matrix:
         elsewhere = product([*SYSTEMS_OF_TABLE2, 'row2'], self.datasets)        # row 2 is Figure 5's baseline
         first = [*((s, self.main_dataset) for s in on_main), *((s, d) for s, d in elsewhere if d != self.main_dataset)]
         ablations = [*ABLATION_SYSTEMS] if self.rows == tuple(TABLE1) else []
-        again = [s for s in [*self.repeated, *self.extra_rows] if s in on_main]
+        again = [s for s in [*self.repeated, *self.extra_rows] if s in own or s not in TABLE1]
         wanted = [(*p, seed) for seed in self.seeds for p in first]
         wanted += [(s, self.main_dataset, seed) for seed in self.more_seeds for s in again]
         wanted += [(s, self.main_dataset, self.seeds[0]) for s in ablations]
@@ -250,7 +250,7 @@ def check_matrix(m:Matrix):
         raise RRNError(f"folder={m.folder!r} leads out of where it begins. Give one in the project, or a whole path.")
     if set(m.folder) & set('{}'):
         raise RRNError(f"folder={m.folder!r} has braces, which the workflow takes for wildcards. Choose another.")
-    for name, allowed in (('datasets', READERS), ('rows', TABLE1), ('repeated', TABLE1)):
+    for name, allowed in (('datasets', READERS), ('rows', TABLE1), ('repeated', [*TABLE1, *SYSTEMS_OF_TABLE2])):
         for value in getattr(m, name): one_of(name, value, allowed)
     for name in ('seeds', 'more_seeds'):
         for seed in getattr(m, name): _check_seed(name, seed)
