@@ -153,7 +153,7 @@ class Matrix:
     data_root: str = ''
     seeds: tuple = (0,)             # for all rows
     more_seeds: tuple = ()          # for the rows of `repeated`
-    repeated: tuple = ('row1', 'row2', 'row5', 'row8', 'row9', 'row11', 'row12', 'rmi')
+    repeated: tuple = ('row1', 'row2', 'row4', 'row5', 'row8', 'row9', 'row11', 'row12', 'rmi')
     rows: tuple = tuple(TABLE1)     # of Table 1
     extra_rows: dict = field(default_factory=dict)  # of Table 1 beside the paper's: {name: `System`}; see `given_rows`
     overrides: dict = field(default_factory=dict)   # fields of Config
