@@ -195,7 +195,7 @@ def photographs_text(matrix:Matrix) -> str:
 def training_text(run:Run) -> str:
     "How many sentences a run's training split has, and which pictures were left out; '' where its record does not say."
     found, left_out = re.search(r'train ([\d,]+)', run.record().get('data', '')), run.config().exclude
-    less = f', less those about the pictures in [this list](../../{left_out})' * bool(left_out)
+    less = f', less those about the pictures in `{left_out}`' * bool(left_out)
     return f'The training split has {found[1]} sentences{less}. ' if found else ''
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180019
