@@ -42,7 +42,7 @@ rule tables:
 
 rule answer:
     output: GOALS.answer or 'no-answer'
-    params: content=GOALS.answer_content
+    params: content=GOALS.content
     shell: '{PYTHON:q} -m rrn.experiments.matrix answer'
 
 # Tables lie in a fresh clone in any order of time: what their records are says whether the report is of them. Sentences in
@@ -50,7 +50,7 @@ rule answer:
 rule report:
     input: ancient(GOALS.tables + GOALS.answer)
     output: GOALS.report or 'no-report'
-    params: content=GOALS.answer_content
+    params: content=GOALS.content
     shell: '{PYTHON:q} -m rrn.experiments.paper_report pages report crate && '
            '{PYTHON:q} -m papermill nbs/readme.ipynb out-readme.ipynb --no-progress-bar'
 

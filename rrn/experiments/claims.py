@@ -29,7 +29,7 @@ from .matrix import (at_noise, COLUMNS2, DEPTHS, kind_of, MATRICES, Matrix, NOIS
                                     reports_folder, splits_of, SYSTEMS_OF_TABLE2, TABLE1, TABLE2)
 from .record import published_runs, Run, runs_folder
 from .report import markdown, render
-from .tables import (check_data, check_no_less, Difference, METRICS1, paper_numbers, results, signed_sum,
+from .tables import (check_data, check_no_less, METRICS1, paper_numbers, results, signed_sum,
                                     system_records, table1, table2, table_conditions, Term)
 from ..metrics import common_spread, Interval
 from ..model import NOISES

@@ -57,7 +57,7 @@ def line_of(table:pd.DataFrame, key:str, data=MAIN):
 def on_splits(table:pd.DataFrame, line) -> str:
     "'; same sign on 3 of 3 splits, too few seeds on 1' of a line; '' for one split."
     lines = table[(table.key == line.key) & table.ours.notna()]
-    enough = lines[lines.verdict != 'too few seeds']
+    enough = lines[lines.verdict != NO_VERDICTS[2]]
     same, few = ((enough.ours > 0) == (line.ours > 0)).sum(), len(lines) - len(enough)
     if len(enough) < 2: return ''
     return f'; same sign on {same} of {len(enough)} splits' + f', too few seeds on {few}' * (few > 0)

@@ -63,9 +63,8 @@ class Goals:
     tables: list
     figures: list        # the first is the record of all
     drawn_from: list     # stamps that figures need; [] if they are there already
-    content: str         # a hash of the published records that the tables read
+    content: str         # a hash of the published records that tables and answer read
     answer: list = field(default_factory=list)      # the page about gated refinement; [] for all but the embedded set
-    answer_content: str = ''                        # a hash of the records that it reads
     report: list = field(default_factory=list)      # what stands on tables and answer: report, claim pages, crate
 
 def goals(matrix:Matrix) -> Goals:
@@ -95,7 +94,7 @@ def answer_goals() -> dict:
     pages = [f'reports/tables/{name}' for name in (*FACTOR_FILES, *OTHER_ANSWERS)]
     content = '-'.join(published_content(given_matrix(name)) for name in ('embedded', *ANSWERING))
     report = [f'reports/{name}' for name in REPORT_FILES]
-    return dict(answer=pages + pictures, content=content, answer_content=content, report=report)
+    return dict(answer=pages + pictures, content=content, report=report)
 
 def figure_goals(matrix:Matrix, own) -> tuple:
     "(folder of the figures, stamps that they need). Figures stay where there are no weights to draw them again."
