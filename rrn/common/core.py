@@ -270,7 +270,8 @@ def code_version() -> str:
 def device_name(device:torch.device) -> str:
     "The hardware's own name, with the number of threads for a CPU."
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'s' * (threads > 1)}"
 
 def _cpu_model():
     "The processor's model name as Linux tells it, else its architecture."

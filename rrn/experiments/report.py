@@ -68,7 +68,7 @@ def table_cell(text:str) -> str:
     return text.replace('|', '\\|')
 
 def in_words(device:str) -> str:
-    "The name of a device, or several, as a sentence has it: records say '1 threads'."
+    "The name of a device, or several, as a sentence has it: older records say '1 threads'."
     return re.sub(r'\b1 threads\b', '1 thread', device)
 
 @functools.cache
@@ -88,7 +88,7 @@ def cost_sentence(record) -> str:
     "What a run took, in a sentence."
     c = record['config']
     return (f"Run `{record['run']}`: {c['iterations']:,} steps, {record['sentences']:,} sentences, seed {c['seed']}, "
-            f"{record['training_seconds'] / 60:.1f} minutes of training on {record['device']}; code {record['code']}, "
+            f"{record['training_seconds'] / 60:.1f} minutes of training on {in_words(record['device'])}; code {record['code']}, "
             f"PyTorch {record['versions']['torch']}. Data: {record['data']}.")
 
 def results_text(records) -> str:

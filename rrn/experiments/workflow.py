@@ -24,6 +24,7 @@ from .matrix import (ANSWERING, from_root, given_matrix, gpu_places, is_made, Ma
                                     record_that_counts, report_place, result_keys, settings_of, split_settings,
                                     steps_of)
 from .record import data_fingerprint, published_folder, runs_folder
+from .report import in_words
 from .tables import skipped_expressions
 
 # %% ../../nbs/3_experiments/12_workflow.ipynb #78194bb8
@@ -228,7 +229,7 @@ def anew_line(matrix, there) -> str:
     which = '' if matrix.name == 'embedded' else f'matrix={matrix.name} '
     records = [run.record() for _, run in there]
     seconds = sum(r.get('training_seconds', 0) for r in records)
-    devices = ' and '.join(sorted({r['device'] for r in records if 'device' in r}))
+    devices = in_words(' and '.join(sorted({r['device'] for r in records if 'device' in r})))
     took = f' (it took {duration(seconds)} on {devices})' if seconds else ''
     return f"to train everything anew, beside what is published: --config {which}fresh=true{took}"
 
