@@ -88,8 +88,8 @@ def cost_sentence(record) -> str:
     "What a run took, in a sentence."
     c = record['config']
     return (f"Run `{record['run']}`: {c['iterations']:,} steps, {record['sentences']:,} sentences, seed {c['seed']}, "
-            f"{record['training_seconds'] / 60:.1f} minutes of training on {in_words(record['device'])}; code {record['code']}, "
-            f"PyTorch {record['versions']['torch']}. Data: {record['data']}.")
+            f"{record['training_seconds'] / 60:.1f} minutes of training on {in_words(record['device'])}; "
+            f"code {record['code']}, PyTorch {record['versions']['torch']}. Data: {record['data']}.")
 
 def results_text(records) -> str:
     "The results of some runs as Markdown: a table and what each run took."

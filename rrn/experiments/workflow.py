@@ -229,7 +229,7 @@ def anew_line(matrix, there) -> str:
     which = '' if matrix.name == 'embedded' else f'matrix={matrix.name} '
     records = [run.record() for _, run in there]
     seconds = sum(r.get('training_seconds', 0) for r in records)
-    devices = in_words(' and '.join(sorted({r['device'] for r in records if 'device' in r})))
+    devices = ' and '.join(sorted({in_words(r['device']) for r in records if 'device' in r}))
     took = f' (it took {duration(seconds)} on {devices})' if seconds else ''
     return f"to train everything anew, beside what is published: --config {which}fresh=true{took}"
 
