@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['EXPECTATIONS', 'SMALLEST_DIFFERENCE', 'PRECISION_METRICS', 'CLAIMS', 'TEST_A_OF_SCENES', 'PLACES_MADE', 'SIZES_DRAWN',
            'GATES_NORMALISED', 'GATES_BARE', 'GATES_MIXED', 'NORM_BY_STRUCTURE', 'PARTS', 'our_claim', 'QUESTIONS',
-           'FACTOR_CLAIMS', 'DEPTH_CLAIMS', 'NOISE_PAIRS', 'NOISE_CLAIMS', 'ASKED', 'TABLE2_NAMES', 'LEVEL',
-           'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS', 'NO_VERDICTS', 'STANDS_ON', 'CLAIM_COLUMNS', 'LINE_COLUMNS',
-           'PAGE_COLUMNS', 'Claim', 'claim', 'order_claims', 'noise_levels', 'noisy_name', 'noise_claim', 'asked_of',
-           'is_asked', 'claim_terms', 'claim_splits', 'printed_score', 'paper_score', 'paper_difference', 'our_terms',
-           'our_difference', 'split_seed', 'holm', 'verdict', 'control_gaps', 'beats_control', 'training_doubt',
-           'stands_on', 'not_testable', 'claim_lines', 'claim_line', 'form', 'first_doubt', 'with_verdicts',
-           'with_intervals', 'corrected_p', 'line_verdict', 'undecided_why', 'family', 'records_now', 'claims_table',
-           'count_tests', 'paper_text', 'our_text', 'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked',
-           'page_row', 'claims_page', 'first_line', 'counted_verdicts', 'claims_summary', 'with_settings',
-           'settings_seen', 'settings_title', 'settings_scores', 'settings_table', 'settings_page', 'write_claims']
+           'BESIDE', 'PHOTOGRAPH_QUESTIONS', 'FACTOR_CLAIMS', 'PHOTOGRAPH_CLAIMS', 'DEPTH_CLAIMS', 'NOISE_PAIRS',
+           'NOISE_CLAIMS', 'ASKED', 'TABLE2_NAMES', 'LEVEL', 'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS',
+           'NO_VERDICTS', 'STANDS_ON', 'CLAIM_COLUMNS', 'LINE_COLUMNS', 'PAGE_COLUMNS', 'Claim', 'claim',
+           'order_claims', 'noise_levels', 'noisy_name', 'noise_claim', 'asked_of', 'is_asked', 'claim_terms',
+           'claim_splits', 'printed_score', 'paper_score', 'paper_difference', 'our_terms', 'our_difference',
+           'split_seed', 'holm', 'verdict', 'control_gaps', 'beats_control', 'training_doubt', 'stands_on',
+           'not_testable', 'claim_lines', 'claim_line', 'form', 'first_doubt', 'with_verdicts', 'with_intervals',
+           'corrected_p', 'line_verdict', 'undecided_why', 'family', 'records_now', 'claims_table', 'count_tests',
+           'paper_text', 'our_text', 'p_text', 'verdict_text', 'claim_pages_from_tables', 'linked', 'page_row',
+           'claims_page', 'first_line', 'counted_verdicts', 'claims_summary', 'with_settings', 'settings_seen',
+           'settings_title', 'settings_scores', 'settings_table', 'settings_page', 'write_claims']
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #75ce8364
 import os
@@ -170,7 +171,14 @@ QUESTIONS = {
             our_claim('Norms on gates and cell help the LSTM', 'row12-gates-cell', 'row12')],
     PARTS: [our_claim('Peepholes and a forget bias make no difference to a normalised LSTM', 'row12-released',
                       'row12-gates-cell', 'same')]}
+BESIDE = 'Beside systems without a pyramid'
+PHOTOGRAPH_QUESTIONS = QUESTIONS | {
+    BESIDE: [our_claim('A pyramid improves on the baseline without refinement: plain, normalised', 'row5-norm', 'row2'),
+             our_claim('A pyramid improves on it: LSTM, normalised', 'row12-gates-cell', 'row2'),
+             our_claim('The plain structure, normalised, beats RMI', 'row5-norm', 'rmi'),
+             our_claim('The LSTM, normalised, beats RMI', 'row12-gates-cell', 'rmi')]}
 FACTOR_CLAIMS = [c for claims in QUESTIONS.values() for c in claims]
+PHOTOGRAPH_CLAIMS = FACTOR_CLAIMS + PHOTOGRAPH_QUESTIONS[BESIDE]
 DEPTH_CLAIMS = [replace(c, kinds=('unc',), splits=('val',)) for c in QUESTIONS[GATES_NORMALISED]]
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #11479062
@@ -198,7 +206,7 @@ NOISE_CLAIMS = {noise_claim(said, *level): (said, *level) for level, said in pro
 
 # %% ../../nbs/3_experiments/10_claims.ipynb #11479064
 ASKED = {'embedded': CLAIMS, 'coco-mini': CLAIMS, 'factors': FACTOR_CLAIMS, 'factors-long': FACTOR_CLAIMS,
-         'factors-photographs': FACTOR_CLAIMS, **{f'depth-{knob}': DEPTH_CLAIMS for knob in DEPTHS},
+         'factors-photographs': PHOTOGRAPH_CLAIMS, **{f'depth-{knob}': DEPTH_CLAIMS for knob in DEPTHS},
          'noise': list(NOISE_CLAIMS)}     # matrix -> claims
 
 def asked_of(matrix:Matrix) -> list:

@@ -16,8 +16,8 @@ import pandas as pd
 from ..common.core import files_at_rest, read_once, whole_file
 from ..common.viz import Picture
 from ..train import read_log
-from .claims import (claims_table, linked, our_text, p_text, QUESTIONS, SMALLEST_DIFFERENCE,
-                                    verdict_text)
+from .claims import (claims_table, linked, our_text, p_text, PHOTOGRAPH_QUESTIONS,
+                                    SMALLEST_DIFFERENCE, verdict_text)
 from .matrix import (at_rate, FACTORS, kind_of, Matrix, people_keys, PEOPLE_SPLITS, RATES, record_state,
                                     record_that_counts, splits_of)
 from .figures import save_figure
@@ -31,7 +31,7 @@ from .workflow import FACTOR_FILES, FACTOR_PICTURES
 @read_once
 def factor_differences(matrix:Matrix) -> pd.DataFrame:
     "`claims_table` of all questions, each line with its `question`."
-    question = {c.key: name for name, claims in QUESTIONS.items() for c in claims}
+    question = {c.key: name for name, claims in PHOTOGRAPH_QUESTIONS.items() for c in claims}
     table = claims_table(matrix)
     return table.assign(question=table.key.map(question))
 
@@ -46,7 +46,7 @@ def factor_line(matrix:Matrix, system, dataset, split) -> dict:
     if not found: return {}
     norm = 'gates and cell' if c.update == 'released_lstm' else NORMALISATIONS[c.normalise]
     interval = found.interval()
-    structure = matrix.systems[system].name if c.blind else STRUCTURE_NAMES[c.update]
+    structure = STRUCTURE_NAMES[c.update] if system in FACTORS else matrix.systems[system].name
     own = dict(system=system, structure=structure, normalisation=norm)
     score = dict(overall_iou=interval.value, low=interval.low, high=interval.high)
     return own | dict(data=f'{kind_of(dataset)} {split}', steps=c.iterations, seeds=len(found.runs)) | score
@@ -208,7 +208,7 @@ def questions_text(table:pd.DataFrame, matrix:Matrix) -> list:
         heads = ['claim', 'data', 'ours', 'p differs', 'seeds', 'verdict']
         return markdown(pd.DataFrame(rows, columns=heads, dtype=object))
     made = table.dropna(subset='ours')
-    return [(name, shown(lines)) for name in QUESTIONS if len(lines := made[made.question == name])]
+    return [(name, shown(lines)) for name in PHOTOGRAPH_QUESTIONS if len(lines := made[made.question == name])]
 
 def scores_text(table:pd.DataFrame) -> str:
     "`factors_table` in Markdown: a row a combination, a column a split."

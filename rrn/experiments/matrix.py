@@ -316,7 +316,7 @@ MATRICES = {m.name: m for m in (
     Matrix('factors-photographs', MINI_NOTE, 'mini', ('unc',), prefix='coco-mini-', data_root=COCO_MINI,
            seeds=(0, 1, 2), rows=(), repeated=(),
            overrides=ON_MOBILE | dict(iterations=2000, images_per_batch=2, exclude=PEOPLE_SPEAK),
-           asked=tuple(product(DECISIVE, ['unc'], (0, 1, 2))) + (('blind', 'unc', 0),), people=PEOPLE),
+           asked=(*product((*DECISIVE, 'row2', 'rmi'), ['unc'], (0, 1, 2)), ('blind', 'unc', 0)), people=PEOPLE),
     Matrix('rates', 'embedded scenes of another seed, which no other run sees', 'small', ('shapes-unc',),
            prefix='rates-', data_root='data/scenes-seed7', scenes=dict(seed=7), rows=(), repeated=(),
            overrides=dict(iterations=1200), asked=tuple(product(SEARCHED, ['shapes-unc'], (0,)))),

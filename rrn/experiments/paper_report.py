@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['mistune', 'MAIN', 'BARE_KEY', 'NORMALISED_KEY', 'CELL_KEY', 'RNN_KEY', 'MIXED', 'NORM_HELPS', 'OPEN', 'ANSWERS',
-           'AS_WRITTEN', 'COMPARISONS', 'NUMBERED', 'MAIN_CLAIMS', 'OTHERS', 'COST_FILE', 'BROWSERS', 'REPORT_PARTS',
-           'made_table', 'line_of', 'on_splits', 'to_claim', 'verdict_words', 'verdict_of', 'answer_headline',
-           'answer_lines', 'factors_short', 'gates_in', 'gates_numbers', 'gates_answer', 'main_claims', 'counted',
-           'share_of_first_map', 'pyramid_sentence', 'other_lines', 'runs_on_record', 'cost_sentence_of_reports',
-           'objections', 'report_page', 'scene_sizes', 'report_html', 'write_report', 'print_pdf', 'findings',
-           'make_pages', 'remake_tables', 'make_parts', 'main', 'keep_cost']
+           'AS_WRITTEN', 'COMPARISONS', 'NUMBERED', 'REFINED_KEY', 'ON_PHOTOGRAPHS', 'MAIN_CLAIMS', 'OTHERS',
+           'COST_FILE', 'BROWSERS', 'REPORT_PARTS', 'made_table', 'line_of', 'on_splits', 'to_claim', 'verdict_words',
+           'verdict_of', 'answer_headline', 'answer_lines', 'factors_short', 'differences_in', 'photograph_lines',
+           'gates_numbers', 'gates_answer', 'main_claims', 'counted', 'share_of_first_map', 'pyramid_sentence',
+           'other_lines', 'runs_on_record', 'cost_sentence_of_reports', 'objections', 'report_page', 'scene_sizes',
+           'report_html', 'write_report', 'print_pdf', 'findings', 'make_pages', 'remake_tables', 'make_parts', 'main',
+           'keep_cost']
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #0583fce4
 import os, shutil, subprocess, sys, tempfile, time
@@ -21,8 +22,8 @@ from ..common.core import (code_version, device_name, files_at_rest, need_checko
                              pick_device, read_json, repo_root, RRNError, whole_file, write_json)
 from ..data.shapes import SPLITS
 from .claim_pages import write_claim_pages
-from .claims import (ASKED, CLAIM_VERDICTS, LEAST_SEEDS, LEVEL, NO_VERDICTS, our_text, paper_text,
-                                    SAME_VERDICT, SMALLEST_DIFFERENCE)
+from .claims import (ASKED, CLAIM_VERDICTS, GATES_NORMALISED, LEAST_SEEDS, LEVEL, NO_VERDICTS,
+                                    our_text, paper_text, SAME_VERDICT, SMALLEST_DIFFERENCE)
 from .crate import describe_reports, PUBLISHED_TABLES, write_some_tables
 from .depth import depth_differences, order_text
 from .deviations import DEVIATIONS
@@ -125,12 +126,21 @@ def factors_short(scores:pd.DataFrame) -> str:
 NUMBERED = {BARE_KEY: 'as the equations stand', MIXED: "if the LSTM alone is normalised, with the program's cell",
             NORMALISED_KEY: 'once every structure is normalised'}
 
-def gates_in(name:str, data='') -> str:
-    """What gates bring in the matrix of that name, every structure normalised, split by split or on one (`data`); '' if
-    that is not on record."""
+def differences_in(name:str, data='', key=NORMALISED_KEY) -> str:
+    """The difference of a claim (default: what gates bring, every structure normalised) in the matrix of that name,
+    split by split or on one (`data`); '' if that is not on record."""
     table = factor_differences(given_matrix(name))
-    lines = table[(table.key == NORMALISED_KEY) & table.ours.notna() & ((table.data == data) | (data == ''))]
+    lines = table[(table.key == key) & table.ours.notna() & ((table.data == data) | (data == ''))]
     return ', '.join(f'{our_text(line)} ({line.data}, {line.verdict})' for line in lines.itertuples())
+
+REFINED_KEY = 'row5-norm-more-row2'
+ON_PHOTOGRAPHS = {REFINED_KEY: 'A pyramid against none, on photographs (plain, normalised)',
+                  'row5-norm-more-rmi': 'The same system against RMI, on photographs'}
+
+def photograph_lines(name='factors-photographs') -> list:
+    "A sentence for each of `ON_PHOTOGRAPHS` that is on record."
+    found = {key: differences_in(name, key=key) for key in ON_PHOTOGRAPHS}
+    return [f'[{said}](claims/{name}/{key}.md): {found[key]}.' for key, said in ON_PHOTOGRAPHS.items() if found[key]]
 
 def gates_numbers(differences:pd.DataFrame) -> str:
     "The LSTM less the plain structure in points, as the equations have it and normalised, and less the RNN; or ''."
@@ -224,6 +234,8 @@ def cost_sentence_of_reports() -> str:
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #aaf5b894
 def objections(claims:pd.DataFrame, photographs:pd.DataFrame, small, paper, made:int, wanted:int) -> list:
     "What speaks most strongly against our verdicts, in sentences."
+    there = factor_differences(given_matrix('factors-photographs'))
+    gates = counted(there[there.question == GATES_NORMALISED])
     return [text for text in (
         f"The data are not the paper's: {made or 'none'} of the {wanted} runs on published sets were made. A program "
         'drew the scenes and made their sentences, and the order of systems on them may be their own.',
@@ -232,7 +244,7 @@ def objections(claims:pd.DataFrame, photographs:pd.DataFrame, small, paper, made
         '[factors](tables/factors.md).',
         share_of_first_map(claims),
         f"On photographs the verdicts on the paper's claims are: {counted(photographs) or 'none'}; on gates, "
-        f"normalised: {counted(factor_differences(given_matrix('factors-photographs'))) or 'none'}. Few are decided.",
+        f"normalised: {gates or 'none'}. Few are decided.",
         "One learning rate for all structures favours those that it suits; the search shows each structure's best.",
         f'The margin of {SMALLEST_DIFFERENCE:g} point and the {LEAST_SEEDS} seeds are our choice.') if text]
 
@@ -248,11 +260,11 @@ def report_page(tables=None) -> str:
                   level=LEVEL, margin=SMALLEST_DIFFERENCE, deviations=len(DEVIATIONS), note=given_matrix().note,
                   runs=runs_on_record(), cost=cost_sentence_of_reports(), sizes=scene_sizes(),
                   counts=dict(n=compared, text=counted(claims)), claims=main_claims(claims),
-                  pyramid=dict(sentence=pyramid_sentence(claims)), others=other_lines(claims),
+                  pyramid=dict(sentence=pyramid_sentence(claims)), others=other_lines(claims) + photograph_lines(),
                   answer=gates_answer(made_table('factor-differences.csv', tables), made_table('factors.csv', tables)),
                   exams={p: (EXAMS[p], skills_sentence(found)) for p, found in published_exams().items()},
-                  noise=noise_sentence(noise_claims(given_matrix('noise'))), longer=gates_in('factors-long'),
-                  photographed=gates_in('factors-photographs'), gates=NORMALISED_KEY,
+                  noise=noise_sentence(noise_claims(given_matrix('noise'))), longer=differences_in('factors-long'),
+                  photographed=differences_in('factors-photographs'), gates=NORMALISED_KEY,
                   depth=order_text(depth_differences()),
                   objections=objections(claims, photographs, small, paper, made, wanted))
 
@@ -307,8 +319,9 @@ def findings(record:dict,      # of a run with the control '(shuffled)', as `rea
     page = render('findings.md', answer=answer, pyramid=pyramid_sentence(claims), gates=NORMALISED_KEY,
                   first=share_of_first_map(claims), matrix=matrix, config=record['config'],
                   steps=preset('paper').iterations, made=made, wanted=len(paper.cells()),
-                  own=metrics[key]['overall_iou'], longer=gates_in('factors-long', MAIN),
-                  photographed=gates_in('factors-photographs', MAIN),
+                  own=metrics[key]['overall_iou'], longer=differences_in('factors-long', MAIN),
+                  photographed=differences_in('factors-photographs', MAIN), refined_key=REFINED_KEY,
+                  refined=differences_in('factors-photographs', MAIN, REFINED_KEY),
                   shuffled=metrics[f'{key} (shuffled)']['overall_iou'])
     return relinked(page.rstrip(), 'reports', '.')
 
