@@ -6,8 +6,8 @@
 __all__ = ['STRUCTURE_NAMES', 'NORMALISATIONS', 'SCORE_COLUMNS', 'PAIRS', 'factor_differences', 'factor_line', 'factors_table',
            'rates_table', 'rates_text', 'validation_curve', 'curve_differences', 'draw_curves', 'draw_interval',
            'heights_by_question', 'draw_differences', 'label_questions', 'people_results', 'people_text', 'people_cell',
-           'photographs_text', 'training_text', 'questions_text', 'scores_text', 'factors_page', 'write_factors',
-           'save_figures']
+           'photographs_text', 'training_text', 'found_range', 'found_text', 'questions_text', 'scores_text',
+           'factors_page', 'write_factors', 'save_figures']
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180002
 import re, textwrap
@@ -198,6 +198,22 @@ def training_text(run:Run) -> str:
     less = f', less those about the pictures in `{left_out}`' * bool(left_out)
     return f'The training split has {found[1]} sentences{less}. ' if found else ''
 
+# %% ../../nbs/3_experiments/18_factors.ipynb #fc180029
+def found_range(matrix:Matrix, split='val') -> tuple:
+    "(least, most) percent of a split's sentences that a refining structure of `asked` answers with an IoU of 0.5; or ()."
+    systems = dict.fromkeys(system for system, *_ in matrix.asked if system in FACTORS)
+    asked = [results(matrix, system, matrix.main_dataset, split) for system in systems]
+    values = [r.interval('prec@0.5').value for r in asked if r]
+    return (min(values), max(values)) if values else ()
+
+def found_text(photographs:Matrix, scenes:Matrix) -> str:
+    "How often the right thing is found on photographs and on scenes, in a sentence; '' without runs of both."
+    here, there = found_range(photographs), found_range(scenes)
+    if not here or not there: return ''
+    return (f'An IoU of 0.5 is reached for {here[0]:.0f} to {here[1]:.0f} % of the sentences of val; on scenes it is '
+            f'{there[0]:.0f} to {there[1]:.0f} %. Where the right thing is seldom found there is little to refine, so '
+            'that no difference shows here says little about outlines.')
+
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180019
 def questions_text(table:pd.DataFrame, matrix:Matrix) -> list:
     "[(question, its lines in Markdown)] of `factor_differences`; a claim is a link to its page."
@@ -230,6 +246,7 @@ def factors_page(matrix:Matrix, longer:Matrix, photographs:Matrix, search:Matrix
                   photographed=scores_text(factors_table(photographs)),
                   photographed_questions=questions_text(factor_differences(photographs), photographs),
                   people=people_text(photographs), scored=photographs_text(photographs),
+                  found=found_text(photographs, matrix),
                   rate=matrix.configuration('row12', matrix.main_dataset, 0).lr,
                   steps=matrix.configuration('row12', matrix.main_dataset, 0).iterations)
 
