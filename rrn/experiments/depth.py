@@ -64,7 +64,7 @@ def order_text(table) -> str:
     "Where the LSTM is shown above both others, and its difference to the plain structure at each knob."
     knobs, without = order_returns(table), [k for k in DEPTHS if k not in set(table.knob)]
     missing = f" Of {', '.join(without)} no pair of runs is on record." if without else ''
-    gaps = [f'{r.ours:+.1f} ({r.knob})' for r in table[table.key == DEPTH_CLAIMS[0].key].itertuples()]
+    gaps = [f'{r.ours:+.1f} ({r.knob}, {r.verdict})' for r in table[table.key == DEPTH_CLAIMS[0].key].itertuples()]
     said = f"The LSTM is shown above both others at {' and '.join(knobs) or 'no knob'}; LSTM less plain: "
     return said + f"{', '.join(gaps)}.{missing}" if gaps else 'No run of these matrices is on record.'
 
