@@ -117,7 +117,7 @@ def answer_lines(differences:pd.DataFrame) -> list:
 
 def factors_short(scores:pd.DataFrame) -> str:
     "Scores on `MAIN` in Markdown: a row a structure, a column a normalisation."
-    cell = lambda r: f'{r.overall_iou:.1f} [{r.low:.1f} to {r.high:.1f}], {r.seeds} seed' + 's' * (r.seeds > 1)
+    cell = lambda r: f'{r.overall_iou:.1f} [{r.low:.1f} to {r.high:.1f}]' + f' ({r.seeds})' * (r.seeds != LEAST_SEEDS)
     own = scores[scores.data == MAIN]
     wide = own.assign(cell=[cell(r) for r in own.itertuples()])
     wide = wide.pivot(index='structure', columns='normalisation', values='cell').fillna('')
@@ -138,8 +138,8 @@ ON_PHOTOGRAPHS = {REFINED_KEY: 'A pyramid against none, on photographs (plain, n
                   'row5-norm-more-rmi': 'The same system against RMI, on photographs'}
 
 def photograph_lines(name='factors-photographs') -> list:
-    "A sentence for each of `ON_PHOTOGRAPHS` that is on record."
-    found = {key: differences_in(name, key=key) for key in ON_PHOTOGRAPHS}
+    "A sentence for each of `ON_PHOTOGRAPHS` that is on record; other splits are on the page that it leads to."
+    found = {key: differences_in(name, MAIN, key) for key in ON_PHOTOGRAPHS}
     return [f'[{said}](claims/{name}/{key}.md): {found[key]}.' for key, said in ON_PHOTOGRAPHS.items() if found[key]]
 
 def gates_numbers(differences:pd.DataFrame) -> str:
@@ -212,8 +212,8 @@ def runs_on_record() -> dict:
     "{'n', 'hours', 'text'}: how many runs are published, how long they were trained, and on what, by folder."
     records = [(run.folder.parent.name, run.record()) for run in published_runs()]
     trained = [(group, r) for group, r in records if 'training_seconds' in r]
-    groups = {}
-    for group, r in trained: groups.setdefault(group, []).append(r)
+    groups, knob = {}, lambda group: 'depth' if group.startswith('depth-') else group
+    for group, r in trained: groups.setdefault(knob(group), []).append(r)
     said = [f"{len(found)} {group} ({sum(r['training_seconds'] for r in found) / 3600:.1f} hours)"
             for group, found in sorted(groups.items())]
     devices = in_words(' and '.join(sorted({r['device'] for _, r in trained})))
@@ -244,7 +244,7 @@ def objections(claims:pd.DataFrame, photographs:pd.DataFrame, small, paper, made
         '[factors](tables/factors.md).',
         share_of_first_map(claims),
         f"On photographs the verdicts on the paper's claims are: {counted(photographs) or 'none'}; on gates, "
-        f"normalised: {gates or 'none'}. Few are decided.",
+        f"normalised: {gates or 'none'}.",
         "One learning rate for all structures favours those that it suits; the search shows each structure's best.",
         f'The margin of {SMALLEST_DIFFERENCE:g} point and the {LEAST_SEEDS} seeds are our choice.') if text]
 
