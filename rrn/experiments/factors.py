@@ -200,7 +200,7 @@ def training_text(run:Run) -> str:
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180029
 def found_range(matrix:Matrix, split='val') -> tuple:
-    "(least, most) percent of a split's sentences that a refining structure of `asked` answers with an IoU of 0.5; or ()."
+    "(least, most) percent of a split's sentences that refining structures of `asked` answer with an IoU of 0.5; or ()."
     systems = dict.fromkeys(system for system, *_ in matrix.asked if system in FACTORS)
     asked = [results(matrix, system, matrix.main_dataset, split) for system in systems]
     values = [r.interval('prec@0.5').value for r in asked if r]
