@@ -2,6 +2,9 @@
 import os
 import tempfile
 from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')       # before PyTorch is loaded: there are as many processes as cores, and commands have one thread, too
+
 import forked
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
