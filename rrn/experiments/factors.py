@@ -6,8 +6,8 @@
 __all__ = ['STRUCTURE_NAMES', 'NORMALISATIONS', 'SCORE_COLUMNS', 'PAIRS', 'factor_differences', 'factor_line', 'factors_table',
            'rates_table', 'rates_text', 'validation_curve', 'curve_differences', 'draw_curves', 'draw_interval',
            'heights_by_question', 'draw_differences', 'label_questions', 'people_results', 'people_text', 'people_cell',
-           'photographs_text', 'training_text', 'found_range', 'found_text', 'questions_text', 'scores_text',
-           'factors_page', 'write_factors', 'save_figures']
+           'photographs_text', 'training_text', 'found_range', 'found_text', 'questions_text', 'score_cell',
+           'scores_text', 'factors_page', 'write_factors', 'save_figures']
 
 # %% ../../nbs/3_experiments/18_factors.ipynb #fc180002
 import re, textwrap
@@ -16,7 +16,7 @@ import pandas as pd
 from ..common.core import files_at_rest, read_once, whole_file
 from ..common.viz import Picture
 from ..train import read_log
-from .claims import (claims_table, linked, our_text, p_text, PHOTOGRAPH_QUESTIONS,
+from .claims import (claims_table, LEAST_SEEDS, linked, our_text, p_text, PHOTOGRAPH_QUESTIONS,
                                     SMALLEST_DIFFERENCE, verdict_text)
 from .matrix import (at_rate, FACTORS, kind_of, Matrix, people_keys, PEOPLE_SPLITS, RATES, record_state,
                                     record_that_counts, splits_of)
@@ -226,10 +226,14 @@ def questions_text(table:pd.DataFrame, matrix:Matrix) -> list:
     made = table.dropna(subset='ours')
     return [(name, shown(lines)) for name in PHOTOGRAPH_QUESTIONS if len(lines := made[made.question == name])]
 
+def score_cell(line) -> str:
+    "A line of `factors_table` in a cell: score, interval, and how many seeds where they are not `LEAST_SEEDS`."
+    seeds = f' ({line.seeds})' * (line.seeds != LEAST_SEEDS)
+    return f'{line.overall_iou:.1f} [{line.low:.1f} to {line.high:.1f}]{seeds}'
+
 def scores_text(table:pd.DataFrame) -> str:
     "`factors_table` in Markdown: a row a combination, a column a split."
-    cell = lambda r: f'{r.overall_iou:.1f} [{r.low:.1f} to {r.high:.1f}]' + f' ({r.seeds})' * (r.seeds != 3)
-    wide = table.assign(cell=[cell(r) for r in table.itertuples()])
+    wide = table.assign(cell=[*map(score_cell, table.itertuples())])
     keys, order = ['structure', 'normalisation'], list(dict.fromkeys(wide.data))
     first = wide.drop_duplicates(keys)[keys]
     wide = first.merge(wide.pivot(index=keys, columns='data', values='cell').reset_index(), on=keys)

@@ -28,7 +28,7 @@ from .crate import describe_reports, PUBLISHED_TABLES, write_some_tables
 from .depth import depth_differences, order_text
 from .deviations import DEVIATIONS
 from .exam import EXAMS, published_exams, skills_sentence
-from .factors import factor_differences
+from .factors import factor_differences, score_cell
 from .matrix import given_matrix, record_state, report_place
 from .noisy import noise_claims, noise_sentence
 from .record import published_runs
@@ -117,9 +117,8 @@ def answer_lines(differences:pd.DataFrame) -> list:
 
 def factors_short(scores:pd.DataFrame) -> str:
     "Scores on `MAIN` in Markdown: a row a structure, a column a normalisation."
-    cell = lambda r: f'{r.overall_iou:.1f} [{r.low:.1f} to {r.high:.1f}]' + f' ({r.seeds})' * (r.seeds != LEAST_SEEDS)
     own = scores[scores.data == MAIN]
-    wide = own.assign(cell=[cell(r) for r in own.itertuples()])
+    wide = own.assign(cell=[*map(score_cell, own.itertuples())])
     wide = wide.pivot(index='structure', columns='normalisation', values='cell').fillna('')
     return markdown(wide.loc[own.structure.unique(), own.normalisation.unique()].reset_index().astype(object))
 
@@ -209,11 +208,11 @@ def other_lines(claims:pd.DataFrame) -> list:
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #87408d54
 def runs_on_record() -> dict:
-    "{'n', 'hours', 'text'}: how many runs are published, how long they were trained, and on what, by folder."
+    "{'n', 'hours', 'text'}: how many runs are published, how long and on what they were trained; `depth` is one."
     records = [(run.folder.parent.name, run.record()) for run in published_runs()]
     trained = [(group, r) for group, r in records if 'training_seconds' in r]
-    groups, knob = {}, lambda group: 'depth' if group.startswith('depth-') else group
-    for group, r in trained: groups.setdefault(knob(group), []).append(r)
+    groups = {}
+    for group, r in trained: groups.setdefault('depth' if group.startswith('depth-') else group, []).append(r)
     said = [f"{len(found)} {group} ({sum(r['training_seconds'] for r in found) / 3600:.1f} hours)"
             for group, found in sorted(groups.items())]
     devices = in_words(' and '.join(sorted({r['device'] for _, r in trained})))
