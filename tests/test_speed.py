@@ -1,11 +1,11 @@
 """What makes it fast changes nothing: caches that are damaged or shared, large sets, compiled steps, the benchmark's command."""
+import cProfile
 import gc
 import json
 import os
 import pickle
 import re
 import shutil
-import sys
 import tracemalloc
 from dataclasses import replace
 import pytest
@@ -78,14 +78,12 @@ def test_another_picture_under_the_same_name_is_not_found(scenes, tmp_path):
 
 def work_of(root):
     "Function calls and bytes at the peak that opening a set takes."
-    calls = 0
-    def count(frame, event, arg):
-        nonlocal calls
-        calls += event in ('call', 'c_call')
     re.purge(); gc.collect()                                        # patterns that others have compiled, and what they leave to clean up, are not counted
-    tracemalloc.start(); sys.setprofile(count)
-    try: data = open_refer('unc', root)
-    finally: sys.setprofile(None); peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    tracemalloc.start()
+    with cProfile.Profile() as profile: data = open_refer('unc', root)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    calls = sum(function.callcount for function in profile.getstats())
     return calls, peak, data
 
 

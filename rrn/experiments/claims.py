@@ -6,7 +6,7 @@
 __all__ = ['EXPECTATIONS', 'SMALLEST_DIFFERENCE', 'PRECISION_METRICS', 'CLAIMS', 'TEST_A_OF_SCENES', 'PLACES_MADE', 'SIZES_DRAWN',
            'GATES_NORMALISED', 'GATES_BARE', 'GATES_MIXED', 'NORM_BY_STRUCTURE', 'PARTS', 'our_claim', 'QUESTIONS',
            'BESIDE', 'PHOTOGRAPH_QUESTIONS', 'FACTOR_CLAIMS', 'PHOTOGRAPH_CLAIMS', 'DEPTH_CLAIMS', 'NOISE_PAIRS',
-           'NOISE_CLAIMS', 'ASKED', 'TABLE2_NAMES', 'LEVEL', 'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS',
+           'NOISE_CLAIMS', 'ASKED', 'TABLE2_NAMES', 'LEVEL', 'LEAST_SEEDS', 'SAME_VERDICT', 'CLAIM_VERDICTS', 'TOO_FEW',
            'NO_VERDICTS', 'STANDS_ON', 'CLAIM_COLUMNS', 'LINE_COLUMNS', 'PAGE_COLUMNS', 'Claim', 'claim',
            'order_claims', 'noise_levels', 'noisy_name', 'noise_claim', 'asked_of', 'is_asked', 'claim_terms',
            'claim_splits', 'printed_score', 'paper_score', 'paper_difference', 'our_terms', 'our_difference',
@@ -286,7 +286,8 @@ def holm(p) -> np.ndarray:
 # %% ../../nbs/3_experiments/10_claims.ipynb #1e915a23
 SAME_VERDICT = 'same within the margin'
 CLAIM_VERDICTS = ['confirmed', 'contradicted', SAME_VERDICT, 'undecided']
-NO_VERDICTS = ['not trained', 'no control', 'too few seeds', 'not tested here']
+TOO_FEW = 'too few seeds'
+NO_VERDICTS = ['not trained', 'no control', TOO_FEW, 'not tested here']
 
 def verdict(interval:Interval,    # of the difference less what it is claimed to be
             p, p_same,            # that it differs, that it does not: corrected
@@ -373,7 +374,7 @@ def form(c:Claim, kind) -> tuple:
 
 def first_doubt(seeds, doubts) -> dict:
     "Why a line gets no verdict, if so: the kind of the first doubt, and all of them in words."
-    few = 'too few seeds', f"{seeds} seed{'s' * (seeds > 1)}, {LEAST_SEEDS} are needed"
+    few = TOO_FEW, f"{seeds} seed{'s' * (seeds > 1)}, {LEAST_SEEDS} are needed"
     found = [(kind, why) for kind, why in [few] * (seeds < LEAST_SEEDS) + doubts if kind]
     return dict(verdict=found[0][0], why='; '.join(dict.fromkeys(why for _, why in found))) if found else {}
 

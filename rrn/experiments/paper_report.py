@@ -23,7 +23,7 @@ from ..common.core import (code_version, device_name, files_at_rest, need_checko
 from ..data.shapes import SPLITS
 from .claim_pages import write_claim_pages
 from .claims import (ASKED, CLAIM_VERDICTS, GATES_NORMALISED, LEAST_SEEDS, LEVEL, NO_VERDICTS,
-                                    our_text, paper_text, SAME_VERDICT, SMALLEST_DIFFERENCE)
+                                    our_text, paper_text, SAME_VERDICT, SMALLEST_DIFFERENCE, TOO_FEW)
 from .crate import describe_reports, PUBLISHED_TABLES, write_some_tables
 from .depth import depth_differences, order_text
 from .deviations import DEVIATIONS
@@ -58,7 +58,7 @@ def line_of(table:pd.DataFrame, key:str, data=MAIN):
 def on_splits(table:pd.DataFrame, line) -> str:
     "'; same sign on 3 of 3 splits, too few seeds on 1' of a line; '' for one split."
     lines = table[(table.key == line.key) & table.ours.notna()]
-    enough = lines[lines.verdict != NO_VERDICTS[2]]
+    enough = lines[lines.verdict != TOO_FEW]
     same, few = ((enough.ours > 0) == (line.ours > 0)).sum(), len(lines) - len(enough)
     if len(enough) < 2: return ''
     return f'; same sign on {same} of {len(enough)} splits' + f', too few seeds on {few}' * (few > 0)
@@ -69,7 +69,7 @@ def to_claim(key:str, text:str, folder='factors') -> str:
 
 def verdict_words(line) -> str:
     "'-1.5 [-1.9 to -1.1], contradicted' of a line, with the reason of an open verdict."
-    why = f' ({line.why})' if isinstance(line.why, str) and line.why and line.verdict != NO_VERDICTS[2] else ''
+    why = f' ({line.why})' if isinstance(line.why, str) and line.why and line.verdict != TOO_FEW else ''
     return f'{our_text(line)}, {line.verdict}{why}'
 
 # %% ../../nbs/3_experiments/24_paper_report.ipynb #584e7524
@@ -87,7 +87,7 @@ def answer_headline(bare:str, normalised:str) -> str:
         return f'Whether gates beat plain updates, all structures normalised, is not known yet: {OPEN[normalised]}.'
     return ANSWERS[normalised] + AS_WRITTEN[bare if bare in CLAIM_VERDICTS else 'undecided']
 
-OPEN = {'not compared': 'no runs are on record', 'too few seeds': f'fewer than {LEAST_SEEDS} seeds are on record',
+OPEN = {'not compared': 'no runs are on record', TOO_FEW: f'fewer than {LEAST_SEEDS} seeds are on record',
         'not trained': 'one of the two did not learn', 'no control': 'no control is on record',
         'not tested here': 'these data cannot show it'}
 ANSWERS = {
